@@ -1,0 +1,63 @@
+# Every target works on a fresh clone: it makes .venv and installs what it needs. A stamp file
+# remembers the pyproject.toml that an environment was made from, so nothing is installed twice.
+#
+#   make train    train the default language model       make lint     ruff and the import rules
+#   make test     lint, types and the test suite         make types    mypy --strict
+#   make peers    install torch for the tests in tests/peers (also: make test PEERS=1)
+#   make bench    time the workloads                     make fuzz     the property tests, for longer
+#   make clean    remove everything that was made here
+
+PYTHON ?= python3
+JOBS ?= 2
+PEERS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
+# The requirement stands in pyproject.toml's `peers` extra; jax is only for benchmarks.
+TORCH := torch==2.13.0
+
+.PHONY: train test lint types pytest peers bench fuzz clean
+.DELETE_ON_ERROR:
+
+train: $(VENV)/run.stamp
+	$(BIN)/retrograde train char-gpt
+
+test: lint types pytest
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/python tools/check_installed.py imports
+
+types: $(VENV)/test.stamp
+	$(BIN)/python tools/check_installed.py types
+
+pytest: $(VENV)/test.stamp $(if $(PEERS),peers)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+peers: $(VENV)/peers.stamp
+
+bench: $(VENV)/run.stamp
+	$(BIN)/retrograde bench $(ARGS)
+
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -n $(JOBS) --hypothesis-profile=fuzz --timeout=3600 $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: pyproject.toml | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[test,dev]'
+	@touch $@ $(VENV)/run.stamp
+
+$(VENV)/peers.stamp: pyproject.toml | $(VENV)/test.stamp
+	$(PIP) '$(TORCH)'
+	@touch $@

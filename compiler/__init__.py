@@ -1,0 +1,1 @@
+"""The compiler: turns a `Graph` into a `Program`."""

@@ -1,0 +1,1 @@
+"""Readers of graphs and plans for people: reports and drawings."""

@@ -1,0 +1,1 @@
+"""The intermediate representation: types, symbolic dimensions, graphs and their text form."""

@@ -1,0 +1,1 @@
+"""The operations, each declared once: shape rule, reference, gradient, lowering and cost."""

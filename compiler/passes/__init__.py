@@ -1,0 +1,1 @@
+"""Graph to graph passes, one file each; every pass takes a valid graph and leaves a valid one."""

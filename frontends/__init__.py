@@ -1,0 +1,1 @@
+"""Retrograde: a symbolic graph compiler for sequence models; this is the namespace users import."""

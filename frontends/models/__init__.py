@@ -1,0 +1,1 @@
+"""Ready sequence models, built from the layers in `retrograde.nn`."""

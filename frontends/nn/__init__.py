@@ -1,0 +1,1 @@
+"""Layers: modules are dataclass pytrees whose arrays are the parameters."""

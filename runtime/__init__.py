@@ -1,0 +1,1 @@
+"""The runtime: turns a `Program` into numbers."""

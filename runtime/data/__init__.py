@@ -1,0 +1,1 @@
+"""Data for training: sources of text and the batches made of them."""
