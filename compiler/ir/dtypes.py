@@ -1,0 +1,166 @@
+"""Data types: name -> `DType`; and the promotion table.  Invariant: one object per type.
+
+Promotion follows the array API: within a kind the wider type wins, signed and unsigned integers
+meet in the next wider signed one, a float absorbs integers, booleans yield to everything.  Python
+and NumPy scalars are weak: they take the array's type unless their kind is higher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from retrograde.compiler.errors import DTypeError
+
+_KIND_RANK = {"bool": 0, "uint": 1, "int": 1, "float": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """One element type: its short name, kind (bool, uint, int, float) and width in bytes."""
+
+    name: str
+    kind: str
+    bytes: int
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The NumPy dtype (bfloat16 comes from ml_dtypes)."""
+        return _numpy_dtype(self.name)
+
+    @property
+    def is_float(self) -> bool:
+        return self.kind == "float"
+
+    @property
+    def is_integer(self) -> bool:
+        return self.kind in ("int", "uint")
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+f64 = DType("f64", "float", 8)
+f32 = DType("f32", "float", 4)
+f16 = DType("f16", "float", 2)
+bf16 = DType("bf16", "float", 2)
+i64 = DType("i64", "int", 8)
+i32 = DType("i32", "int", 4)
+i16 = DType("i16", "int", 2)
+i8 = DType("i8", "int", 1)
+u64 = DType("u64", "uint", 8)
+u32 = DType("u32", "uint", 4)
+u16 = DType("u16", "uint", 2)
+u8 = DType("u8", "uint", 1)
+bool_ = DType("bool", "bool", 1)
+
+ALL: tuple[DType, ...] = (f64, f32, f16, bf16, i64, i32, i16, i8, u64, u32, u16, u8, bool_)
+_BY_NAME = {t.name: t for t in ALL}
+_LONG = {
+    "float64": f64, "float32": f32, "float16": f16, "bfloat16": bf16,
+    "int64": i64, "int32": i32, "int16": i16, "int8": i8,
+    "uint64": u64, "uint32": u32, "uint16": u16, "uint8": u8,
+}  # fmt: skip
+_BY_NAME.update(_LONG)
+_NUMPY_NAMES = {short: long for long, t in _LONG.items() for short in (t.name,)} | {"bool": "bool"}
+
+
+@lru_cache(maxsize=None)
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    if name == "bf16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(_NUMPY_NAMES[name])
+
+
+def named(name: str) -> DType | None:
+    """The type of a short or long name, or None."""
+    return _BY_NAME.get(name)
+
+
+def dtype(spec: Any) -> DType:
+    """The `DType` of a name ("f32", "float32"), NumPy dtype or scalar type, or Python type.
+
+    Raises DTypeError for anything else (complex, strings, objects)."""
+    if isinstance(spec, DType):
+        return spec
+    if isinstance(spec, str) and spec in _BY_NAME:
+        return _BY_NAME[spec]
+    if spec is float:
+        return f32
+    if spec is int:
+        return i32
+    if spec is bool:
+        return bool_
+    try:
+        return _from_numpy(np.dtype(spec))
+    except (TypeError, KeyError):
+        raise DTypeError(
+            f"unknown or unsupported dtype {spec!r}: use one of {', '.join(t.name for t in ALL)}"
+        ) from None
+
+
+@lru_cache(maxsize=None)
+def _from_numpy(spec: np.dtype[Any]) -> DType:
+    return _BY_NAME[spec.name]
+
+
+@lru_cache(maxsize=None)
+def promote(a: DType, b: DType) -> DType:
+    """The type in which two strong operands meet."""
+    if a is b:
+        return a
+    if _KIND_RANK[a.kind] < _KIND_RANK[b.kind]:
+        a, b = b, a
+    if b.kind == "bool":
+        return a
+    if a.kind == "float":
+        if b.kind != "float":
+            return a
+        if a.bytes == b.bytes:  # f16 with bf16: neither holds the other
+            return f32
+        return a if a.bytes > b.bytes else b
+    if a.kind == b.kind:
+        return a if a.bytes > b.bytes else b
+    signed, unsigned = (a, b) if a.kind == "int" else (b, a)
+    if signed.bytes > unsigned.bytes:
+        return signed
+    if unsigned.bytes == 8:  # NumPy would go to f64; integers stay integers here
+        raise DTypeError(
+            f"{a} and {b} have no common integer type: cast one of them, x.astype('i64')"
+        )
+    return {1: i16, 2: i32, 4: i64}[unsigned.bytes]
+
+
+def weak_kind(value: Any) -> str:
+    """The kind of a Python or NumPy scalar: bool, int or float."""
+    if isinstance(value, (bool, np.bool_)):
+        return "bool"
+    if isinstance(value, (int, np.integer)):
+        return "int"
+    if isinstance(value, (float, np.floating)):
+        return "float"
+    raise DTypeError(f"scalars of type {type(value).__name__} are not supported")
+
+
+_WEAK_DEFAULT = {"bool": bool_, "int": i32, "float": f32}
+
+
+def result_type(strong: list[DType], weak: list[str]) -> DType:
+    """The common type of strong operand types and weak scalar kinds ("bool", "int", "float")."""
+    kinds = sorted(weak, key=lambda k: _KIND_RANK[k])
+    if not strong:
+        return _WEAK_DEFAULT[kinds[-1]]
+    out = strong[0]
+    for t in strong[1:]:
+        out = promote(out, t)
+    if kinds and _KIND_RANK[kinds[-1]] > _KIND_RANK[out.kind]:
+        return _WEAK_DEFAULT[kinds[-1]]
+    return out

@@ -1,0 +1,119 @@
+"""Op declarations: one `Op` object says everything about an operation.
+
+Invariant: an op stands in one place: name, kind, shape rule, NumPy reference, gradient, cost and
+device statement are fields of one object, made by one call in `retrograde.compiler.ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from retrograde.compiler.errors import VerifyError
+from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.expr import Expr, apply
+from retrograde.compiler.ir.graph import Attrs, Graph, Node, TensorType
+from retrograde.compiler.ir.registry import Kind, NotDifferentiable
+
+
+def _no_differentiation(graph: Graph, of: tuple[int, ...], wrt: tuple[int, ...]) -> Graph:
+    raise VerifyError(f"no differentiation of {graph.name} outside of the backward pass")
+
+
+@dataclass(frozen=True, slots=True)
+class VjpContext:
+    """What a gradient rule sees: the op's operands and results as expressions of one graph.
+
+    `needs[i]` tells whether the i-th input's cotangent is asked for."""
+
+    node: Node
+    inputs: tuple[Expr, ...]
+    outputs: tuple[Expr, ...]
+    needs: tuple[bool, ...]
+    residuals: tuple[Expr, ...] = ()  # what `augment` returned beside the outputs
+    # (sub-graph, outputs, inputs) -> its backward graph, for ops that hold one
+    differentiate: Callable[[Graph, tuple[int, ...], tuple[int, ...]], Graph] = _no_differentiation
+
+    @property
+    def attrs(self) -> Attrs:
+        return self.node.attrs
+
+
+# Cotangents of the outputs (None where zero) -> cotangents of the inputs (None where zero).
+Vjp = Callable[[VjpContext, "tuple[Expr | None, ...]"], "Sequence[Expr | None]"]
+# Emits the op for a graph that will be differentiated: (node, inputs) -> (outputs, residuals).
+Augment = Callable[[Node, "tuple[Expr, ...]"], "tuple[Sequence[Expr], Sequence[Expr]]"]
+Infer = Callable[[tuple[TensorType, ...], Attrs], tuple[TensorType, ...]]
+Evaluate = Callable[..., Any]  # (attrs with concrete sizes, *arrays) -> array or tuple of arrays
+Cost = Callable[[Sequence[TensorType], Sequence[TensorType], Attrs], Dim]
+
+
+def elements_cost(
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Attrs
+) -> Dim:
+    """One operation per element of the largest operand or result (or a bound on it)."""
+    largest: Dim = 0
+    for t in (*outputs, *inputs):
+        if dims.dominates(largest, t.size):
+            continue
+        largest = t.size if dims.dominates(t.size, largest) else largest + t.size
+    return largest
+
+
+def no_cost(inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Attrs) -> Dim:
+    """Nothing is computed."""
+    return 0
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """A declared operation.
+
+    - `infer(types, attrs)` -> output types; raises ShapeError or DTypeError.
+    - `evaluate(attrs, *arrays)`: the NumPy reference, the definition of the op; sizes in `attrs`
+      are concrete there.
+    - `vjp`: the gradient rule, `NotDifferentiable(reason)`, or None for a composite or region
+      that is differentiated through its decomposition.
+    - `promotion`: how operands of unequal dtypes meet. "common": promoted together; "float": so,
+      and integers become f32; "select": all but operand 0, which becomes bool; "bool": all become
+      bool; "none": taken as they are.
+    - `cost`: floating-point operations as a dimension.
+    - `numpy`: for elementwise ops, the statement(s) that write `{out}` from `{0}`, `{1}` … with
+      the array module `{xp}`, one a line; other kinds are lowered by kind.
+    - `inplace`: operands whose buffer the result may take over, element by element.
+    - `decompose(attrs, *exprs)` -> expression(s), for composites.
+    - `augment(node, inputs)` -> (outputs, residuals): emits a region op in the form whose gradient
+      rule reads `ctx.residuals`; None where the op itself serves.
+    - `singular`: the derivative is infinite or undefined somewhere in the domain (log at 0).
+    - `effect`: the ordered channel the op acts on; None for pure ops.
+    - `checks_data`: evaluation may raise DataError on the values of the operands.
+    - `doc` is one line for the op table; `convention` says what holds at ties, kinks, empty rows.
+    """
+
+    name: str
+    kind: Kind
+    infer: Infer
+    evaluate: Evaluate
+    vjp: Vjp | NotDifferentiable | None
+    doc: str = ""
+    convention: str = ""
+    promotion: str = "none"
+    cost: Cost = elements_cost
+    numpy: str | None = None
+    inplace: tuple[int, ...] = ()
+    decompose: Callable[..., Any] | None = None
+    augment: Augment | None = None
+    effect: str | None = None
+    singular: bool = False
+    has_regions: bool = False
+    checks_data: bool = False
+    defaults: Attrs = field(default_factory=dict)
+
+    def __call__(self, *operands: Any, **attrs: Any) -> Any:
+        """Applies the op in the graph being built: one expression, or a tuple of them."""
+        return apply(self, operands, attrs)
+
+    def __repr__(self) -> str:
+        return f"<Op {self.name}>"

@@ -1,0 +1,171 @@
+"""Reverse-mode differentiation: Graph -> Graph.
+
+Input: a graph, the outputs to differentiate and the inputs to differentiate by.  Output: a graph
+that takes one more input per differentiated output (its cotangent) and returns the original
+outputs followed by the cotangents of the chosen inputs.  Invariant: the primal nodes stay as they
+are (same ids); every new node carries the id, line and scope of the node it is a derivative of.
+
+Cotangents of shared values are summed in one place, and so is the reduction of a cotangent to the
+shape of a broadcast operand.  Source: Griewank & Walther, Evaluating Derivatives, 2nd ed., ch. 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from retrograde.compiler.errors import UnsupportedError, VerifyError
+from retrograde.compiler.ir.builder import Builder
+from retrograde.compiler.ir.dims import same
+from retrograde.compiler.ir.expr import Expr, cast, zeros
+from retrograde.compiler.ir.graph import Graph, Node, Origin, TensorType, Value, same_type
+from retrograde.compiler.ir.op import VjpContext
+from retrograde.compiler.ir.registry import Kind, NotDifferentiable, lookup
+from retrograde.compiler.passes.expand import Expand
+
+
+@dataclass(frozen=True)
+class Backward:
+    """Differentiates the outputs `of` by the inputs `wrt` (indices into the graph's)."""
+
+    of: tuple[int, ...]
+    wrt: tuple[int, ...]
+
+    def __call__(self, graph: Graph) -> Graph:
+        graph = Expand(differentiable=True)(graph)
+        for i in (*self.of,):
+            if not graph.outputs[i].dtype.is_float:
+                raise UnsupportedError(f"output {i} ({graph.outputs[i].type}) is not a float")
+        active = _depends_on(graph, [graph.inputs[i] for i in self.wrt])
+        builder = Builder(graph.name, Expr)
+        builder.inputs.extend(graph.inputs)
+        builder.input_names.extend(graph.input_names)
+        seeds = [builder.input(graph.outputs[i].type, f"cotangent {i}") for i in self.of]
+        with builder:
+            trail = _Trail(builder, active)
+            trail.run(graph, [(graph.outputs[i], s) for i, s in zip(self.of, seeds, strict=True)])
+            cotangents = [trail.result(graph.inputs[i]).value for i in self.wrt]
+        outputs = tuple(trail.primal(v) for v in graph.outputs)
+        names = graph.output_names or tuple(f"out{i}" for i in range(len(outputs)))
+        gradient_names = [f"d {graph.input_names[i] or i}" for i in self.wrt]
+        return builder.finish([*outputs, *cotangents], [*names, *gradient_names])
+
+
+def _depends_on(graph: Graph, sources: Iterable[Value]) -> set[Value]:
+    """The float values that a derivative path connects to `sources`."""
+    active = {v for v in sources if v.dtype.is_float}
+    for node in graph.nodes:
+        if isinstance(node.op.vjp, NotDifferentiable):
+            continue
+        if any(v in active for v in node.inputs):
+            active.update(v for v in node.outputs if v.dtype.is_float)
+    return active
+
+
+class _Trail:
+    """One reverse sweep: the primal nodes re-emitted, then the cotangents, last node first."""
+
+    def __init__(self, builder: Builder, active: set[Value]) -> None:
+        self.builder = builder
+        self.active = active
+        self.parts: dict[Value, list[Expr]] = {}
+        self.residuals: dict[Node, tuple[Expr, ...]] = {}
+        self.renamed: dict[Value, Value] = {}  # outputs of augmented nodes
+
+    def primal(self, v: Value) -> Value:
+        return self.renamed.get(v, v)
+
+    def expr(self, v: Value) -> Expr:
+        return Expr(self.primal(v), self.builder)
+
+    def run(self, graph: Graph, seeds: Sequence[tuple[Value, Expr]]) -> None:
+        for node in graph.nodes:
+            self._emit_primal(node)
+        for value, seed in seeds:
+            self.parts.setdefault(value, []).append(seed)
+        for node in reversed(graph.nodes):
+            self._reverse(node)
+
+    def _emit_primal(self, node: Node) -> None:
+        op = node.op
+        if op.augment is None or not any(v in self.active for v in node.inputs):
+            if any(v in self.renamed for v in node.inputs):
+                node = node.with_inputs(self.primal(v) for v in node.inputs)
+            self.builder.append(node)
+            return
+        with self.builder.located(node.loc, node.scope, Origin("primal", "backward", (node.id,))):
+            outputs, residuals = op.augment(node, tuple(self.expr(v) for v in node.inputs))
+        self.renamed.update(
+            (old, new.value) for old, new in zip(node.outputs, outputs, strict=True)
+        )
+        self.residuals[node] = tuple(residuals)
+
+    def _reverse(self, node: Node) -> None:
+        rule = node.op.vjp
+        if isinstance(rule, NotDifferentiable) or rule is None:
+            return
+        needs = tuple(v in self.active for v in node.inputs)
+        if not any(needs) or not any(v in self.parts for v in node.outputs):
+            return
+        origin = Origin("cotangent", "backward", (node.id,))
+        with self.builder.located(node.loc, node.scope, origin):
+            cotangents = tuple(self._total(v) for v in node.outputs)
+            context = VjpContext(
+                node,
+                tuple(self.expr(v) for v in node.inputs),
+                tuple(self.expr(v) for v in node.outputs),
+                needs,
+                self.residuals.get(node, ()),
+                lambda inner, of, wrt: Backward(of, wrt)(inner),
+            )
+            results = rule(context, cotangents)
+            if len(results) != len(node.inputs):
+                raise VerifyError(
+                    f"the gradient of {node.op.name} returns {len(results)} cotangents for "
+                    f"{len(node.inputs)} inputs"
+                )
+            for v, need, part in zip(node.inputs, needs, results, strict=True):
+                if need and part is not None:
+                    self.parts.setdefault(v, []).append(_fit(part, v.type, node))
+
+    def _total(self, v: Value) -> Expr | None:
+        """The sum of the cotangents that reached `v`."""
+        parts = self.parts.get(v)
+        if not parts:
+            return None
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        self.parts[v] = [total]
+        return total
+
+    def result(self, v: Value) -> Expr:
+        """The cotangent of `v`; zeros where nothing depends on it."""
+        with self.builder.located(None, "", Origin("cotangent", "backward")):
+            return self._total(v) or zeros(v.type)
+
+
+def _fit(part: Expr, type: TensorType, node: Node) -> Expr:
+    """`part` summed down to the operand's shape (broadcasting's adjoint) and cast to its dtype."""
+    if node.op.kind is Kind.ELEMENTWISE:
+        part = unbroadcast(cast(part, type.dtype), type)
+    if not same_type(part.type, type):
+        raise VerifyError(
+            f"the gradient of {node.op.name} ({node.place}) is {part.type}, its operand {type}"
+        )
+    return part
+
+
+def unbroadcast(g: Expr, type: TensorType) -> Expr:
+    """Sums `g` over the axes along which an operand of `type` was stretched to g's shape."""
+    extra = g.ndim - type.ndim
+    stretched = tuple(
+        extra + i for i, (a, b) in enumerate(zip(g.shape[extra:], type.shape, strict=True))
+        if not same(a, b)
+    )  # fmt: skip
+    axes = (*range(extra), *stretched)
+    if not axes:
+        return g if g.ndim == type.ndim else lookup("reshape")(g, shape=type.shape)
+    g = lookup("sum")(g, axes=axes, keepdims=False)
+    out: Expr = g if not stretched else lookup("reshape")(g, shape=type.shape)
+    return out
