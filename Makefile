@@ -4,7 +4,7 @@
 #   make train    train the default language model       make lint     ruff and the import rules
 #   make test     lint, types and the test suite         make types    mypy --strict
 #   make peers    install torch for the tests in tests/peers (also: make test PEERS=1)
-#   make bench    time the workloads                     make fuzz     the property tests, for longer
+#   make bench    one step beside PyTorch                make fuzz     the property tests, for longer
 #   make clean    remove everything that was made here
 
 PYTHON ?= python3
@@ -37,7 +37,7 @@ pytest: $(VENV)/test.stamp $(if $(PEERS),peers)
 peers: $(VENV)/peers.stamp
 
 bench: $(VENV)/peers.stamp
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python -m benchmarks.gpt_step $(ARGS)
 
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --hypothesis-profile=fuzz --timeout=3600 $(ARGS)
