@@ -1,0 +1,112 @@
+"""The definition of a graph's meaning: `Graph` and arrays -> arrays, op by op with each reference.
+
+Every optimised path is tested against this.  Invariant: each result has exactly the dtype and the
+shape that its type says at the sizes of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retrograde.compiler.errors import DTypeError, ShapeError, VerifyError
+from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.binding import bind_sizes
+from retrograde.compiler.ir.dims import Poly
+from retrograde.compiler.ir.graph import Attrs, Graph, Node, TensorType, Value
+
+Array = npt.NDArray[Any]
+Trace = Callable[[Node, "tuple[Array, ...]"], None]  # called with each node and its results
+
+
+def evaluate(
+    graph: Graph,
+    inputs: Sequence[Array],
+    sizes: Mapping[str, int] | None = None,
+    trace: Trace | None = None,
+) -> list[Array]:
+    """The outputs of `graph` on `inputs`.
+
+    `sizes` gives symbols that no input shows.  `trace` sees every node with its results, those of
+    sub-graphs included.  Raises ShapeError or DTypeError for inputs that do not fit."""
+    if len(inputs) != len(graph.inputs):
+        raise ShapeError(f"{graph.name}: expected {len(graph.inputs)} inputs, got {len(inputs)}")
+    arrays = [np.asarray(x) for x in inputs]
+    for i, (v, x) in enumerate(zip(graph.inputs, arrays, strict=True)):
+        _check_dtype(v.type, x, _input_name(graph, i))
+    bound = bind_sizes(
+        [v.type for v in graph.inputs], graph.input_names, [x.shape for x in arrays], sizes
+    )
+    values: dict[Value, Array] = dict(zip(graph.inputs, arrays, strict=True))
+    with np.errstate(all="ignore"):
+        for node in graph.nodes:
+            results = run_node(node, [values[v] for v in node.inputs], bound, trace)
+            values.update(zip(node.outputs, results, strict=True))
+            if trace is not None:
+                trace(node, results)
+    return [values[v] for v in graph.outputs]
+
+
+def run_node(
+    node: Node, operands: Sequence[Array], sizes: Mapping[str, int], trace: Trace | None = None
+) -> tuple[Array, ...]:
+    """The results of one node, checked against their types."""
+    attrs = resolve(node.attrs, sizes)
+    for key, body in node.subgraphs():
+        attrs[key] = _callable(body, sizes, trace)
+    result = node.op.evaluate(attrs, *operands)
+    results = result if isinstance(result, tuple) else (result,)
+    if len(results) != len(node.outputs):
+        raise VerifyError(f"{_label(node)} gave {len(results)} results for {len(node.outputs)}")
+    arrays = tuple(np.asarray(x) for x in results)
+    for v, x in zip(node.outputs, arrays, strict=True):
+        expected = tuple(dims.evaluate(d, sizes) for d in v.shape)
+        if x.dtype != v.dtype.numpy or x.shape != expected:
+            raise VerifyError(
+                f"{_label(node)} gave {x.dtype}{list(x.shape)} where its type is {v.type}, "
+                f"{v.dtype}{list(expected)} at these sizes"
+            )
+    return arrays
+
+
+def resolve(attrs: Attrs, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The attributes with every symbolic size as an int."""
+    return {key: _resolved(x, sizes) for key, x in attrs.items()}
+
+
+def _resolved(x: Any, sizes: Mapping[str, int]) -> Any:
+    if isinstance(x, Poly):
+        return dims.evaluate(x, sizes)
+    if isinstance(x, tuple):
+        return tuple(_resolved(item, sizes) for item in x)
+    return x
+
+
+def _callable(
+    body: Graph, sizes: Mapping[str, int], trace: Trace | None
+) -> Callable[..., tuple[Array, ...]]:
+    def run(*arrays: Array) -> tuple[Array, ...]:
+        return tuple(evaluate(body, arrays, sizes, trace))
+
+    return run
+
+
+def _input_name(graph: Graph, i: int) -> str:
+    name = graph.input_names[i] if i < len(graph.input_names) else ""
+    return name or f"input {i}"
+
+
+def _check_dtype(type: TensorType, x: Array, name: str) -> None:
+    if x.dtype != type.dtype.numpy:
+        raise DTypeError(
+            f"{name}: expected {type}, got {x.dtype}{list(x.shape)}: "
+            f"convert it with .astype({type.dtype.numpy.name!r})"
+        )
+
+
+def _label(node: Node) -> str:
+    place = node.place
+    return f"{node.op.name} ({place})" if place else node.op.name
