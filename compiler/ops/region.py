@@ -146,6 +146,21 @@ custom_call = register(
 )
 
 
+fused = register(
+    Op(
+        "fused",
+        Kind.REGION,
+        _call_infer,
+        _call_evaluate,
+        vjp=None,
+        doc="elementwise ops and sums along rows that run tile by tile over one iteration space",
+        cost=_call_cost,
+        decompose=_inline,
+        has_regions=True,
+    )
+)
+
+
 def _scan_parts(items: Sequence[Any], attrs: Attrs) -> tuple[list[Any], list[Any], list[Any]]:
     """Operands (or body inputs) as carries, per-step values, constants."""
     n, m = attrs["carries"], attrs["carries"] + attrs["slices"]

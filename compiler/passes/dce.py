@@ -1,0 +1,62 @@
+"""Dead code elimination: Graph -> Graph.
+
+Invariant: every node left is needed by an output or acts on an effect channel; the step results
+and constants of a scan that nobody reads are gone from its body too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from retrograde.compiler.ir.graph import Graph, Node, Value
+
+
+@dataclass(frozen=True)
+class DCE:
+    """Removes nodes whose results are not used."""
+
+    def __call__(self, graph: Graph) -> Graph:
+        live: set[Value] = set(graph.outputs)
+        kept: list[Node] = []
+        for node in reversed(graph.nodes):
+            if not has_effect(node) and not any(v in live for v in node.outputs):
+                continue
+            if node.op.name == "scan":
+                node = self._prune_scan(node, live)
+            live.update(node.inputs)
+            kept.append(node)
+        if len(kept) == len(graph.nodes) and all(
+            a is b for a, b in zip(reversed(kept), graph.nodes, strict=True)
+        ):
+            return graph
+        return graph.replace(nodes=tuple(reversed(kept)))
+
+    def _prune_scan(self, node: Node, live: set[Value]) -> Node:
+        """Drops dead step results from the body, and the operands that the body then ignores."""
+        body: Graph = node.attrs["body"]
+        n, m = node.attrs["carries"], node.attrs["carries"] + node.attrs["slices"]
+        kept = [i for i, v in enumerate(node.outputs) if i < n or v in live]
+        body = self(body.replace(outputs=tuple(body.outputs[i] for i in kept), output_names=()))
+        read = {v for inner in body.nodes for v in inner.inputs} | set(body.outputs)
+        used = [i for i, v in enumerate(body.inputs) if i < n or v in read]
+        if len(kept) == len(node.outputs) and len(used) == len(node.inputs):
+            return node
+        names = body.input_names or ("",) * len(body.inputs)
+        body = body.replace(
+            inputs=tuple(body.inputs[i] for i in used),
+            input_names=tuple(names[i] for i in used),
+        )
+        slices = sum(1 for i in used if n <= i < m)
+        return replace(
+            node,
+            inputs=tuple(node.inputs[i] for i in used),
+            outputs=tuple(node.outputs[i] for i in kept),
+            attrs={**node.attrs, "body": body, "slices": slices},
+        )
+
+
+def has_effect(node: Node) -> bool:
+    """Whether the node, or a node of its sub-graphs, acts on an effect channel."""
+    if node.op.effect is not None:
+        return True
+    return any(has_effect(inner) for _, body in node.subgraphs() for inner in body.nodes)
