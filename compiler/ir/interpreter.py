@@ -56,7 +56,7 @@ def run_node(
     """The results of one node, checked against their types."""
     attrs = resolve(node.attrs, sizes)
     for key, body in node.subgraphs():
-        attrs[key] = _callable(body, sizes, trace)
+        attrs[key] = Body(body, sizes, trace)
     result = node.op.evaluate(attrs, *operands)
     results = result if isinstance(result, tuple) else (result,)
     if len(results) != len(node.outputs):
@@ -85,13 +85,25 @@ def _resolved(x: Any, sizes: Mapping[str, int]) -> Any:
     return x
 
 
-def _callable(
-    body: Graph, sizes: Mapping[str, int], trace: Trace | None
-) -> Callable[..., tuple[Array, ...]]:
-    def run(*arrays: Array) -> tuple[Array, ...]:
-        return tuple(evaluate(body, arrays, sizes, trace))
+class Body:
+    """A sub-graph as the evaluation of a region op sees it: a function of arrays.
 
-    return run
+    `output_types` holds the NumPy dtype and the concrete shape of each result."""
+
+    def __init__(self, graph: Graph, sizes: Mapping[str, int], trace: Trace | None = None) -> None:
+        self.graph = graph
+        self.sizes = sizes
+        self.trace = trace
+
+    def __call__(self, *arrays: Array) -> tuple[Array, ...]:
+        return tuple(evaluate(self.graph, arrays, self.sizes, self.trace))
+
+    @property
+    def output_types(self) -> tuple[tuple[np.dtype[Any], tuple[int, ...]], ...]:
+        return tuple(
+            (v.dtype.numpy, tuple(dims.evaluate(d, self.sizes) for d in v.shape))
+            for v in self.graph.outputs
+        )
 
 
 def _input_name(graph: Graph, i: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from retrograde.compiler.ir import dims
@@ -35,20 +35,16 @@ def reserved(word: str) -> bool:
 
 def print_graph(graph: Graph) -> str:
     """The canonical text of `graph`."""
-    lines = []
     declared = declare(symbols_of(graph))
-    if declared:
-        lines.append(declared)
-    lines.extend(_graph_lines(graph, "", "graph "))
+    lines = [declared] if declared else []
+    lines.extend(_Lines(graph, {}).of_graph("", "graph "))
     return "\n".join(lines) + "\n"
 
 
 def print_nodes(graph: Graph, first: int, last: int) -> list[str]:
     """The lines of the nodes `first` up to `last` (exclusive) of a graph, numbered as in its text."""
-    numbers = _numbers(graph)
-    return [
-        line for node in graph.nodes[first:last] for line in _node_lines(node, numbers, "  ")
-    ]
+    lines = _Lines(graph, {})
+    return [line for node in graph.nodes[first:last] for line in lines.of_node(node, "  ")]
 
 
 def declare(symbols: Iterable[Symbol]) -> str:
@@ -110,88 +106,85 @@ def print_attr(x: Any) -> str:
     return f"?{type(x).__name__}"  # not a legal attribute; the verifier says so
 
 
-def _numbers(graph: Graph) -> dict[Value, int]:
-    numbers: dict[Value, int] = {}
-    for v in graph.values():
-        numbers.setdefault(v, len(numbers))
-    return numbers
-
-
-def _name(v: Value, numbers: Mapping[Value, int]) -> str:
-    return f"%{numbers[v]}" if v in numbers else f"%undefined{v.id}"
-
-
 def _names(names: Sequence[str], count: int) -> list[str]:
     """` name` for each of `count` values, or nothing."""
     padded = [*names, *[""] * count]
     return [f" {quoted(n)}" if n else "" for n in padded[:count]]
 
 
-def _graph_lines(graph: Graph, indent: str, head: str) -> Iterator[str]:
-    numbers = _numbers(graph)
-    inputs = ", ".join(
-        f"{_name(v, numbers)}{name}: {print_type(v.type)}"
-        for v, name in zip(
-            graph.inputs, _names(graph.input_names, len(graph.inputs)), strict=True
+class _Lines:
+    """The lines of one graph.  `groups` renumbers recomputation groups over all sub-graphs."""
+
+    def __init__(self, graph: Graph, groups: dict[int, int]) -> None:
+        self.graph = graph
+        self.groups = groups
+        self.numbers: dict[Value, int] = {}
+        for v in graph.values():
+            self.numbers.setdefault(v, len(self.numbers))
+        self.results = {node.id: node.outputs[0] for node in graph.nodes if node.outputs}
+
+    def name(self, v: Value) -> str:
+        return f"%{self.numbers[v]}" if v in self.numbers else f"%undefined{v.id}"
+
+    def typed(self, v: Value, name: str = "") -> str:
+        return f"{self.name(v)}{name}: {print_type(v.type)}"
+
+    def of_graph(self, indent: str, head: str) -> Iterator[str]:
+        graph = self.graph
+        names = _names(graph.input_names, len(graph.inputs))
+        inputs = ", ".join(map(self.typed, graph.inputs, names))
+        yield f"{indent}{head}{quoted(graph.name)}({inputs}) {{"
+        for node in graph.nodes:
+            yield from self.of_node(node, indent + "  ")
+        into = [""] * len(graph.outputs)
+        for out, source in graph.aliases:
+            if out < len(graph.outputs) and source < len(graph.inputs):
+                into[out] += f" into {self.name(graph.inputs[source])}"
+        names = _names(graph.output_names, len(graph.outputs))
+        outputs = ", ".join(
+            f"{self.name(v)}{name}{target}"
+            for v, name, target in zip(graph.outputs, names, into, strict=True)
         )
-    )
-    yield f"{indent}{head}{quoted(graph.name)}({inputs}) {{"
-    for node in graph.nodes:
-        yield from _node_lines(node, numbers, indent + "  ")
-    into: dict[int, str] = {}
-    for out, source in graph.aliases:
-        target = _name(graph.inputs[source], numbers) if source < len(graph.inputs) else "%?"
-        into[out] = f"{into.get(out, '')} into {target}"
-    outputs = ", ".join(
-        f"{_name(v, numbers)}{name}{into.get(i, '')}"
-        for i, (v, name) in enumerate(
-            zip(graph.outputs, _names(graph.output_names, len(graph.outputs)), strict=True)
+        yield f"{indent}  return {outputs}".rstrip()
+        yield f"{indent}}}"
+
+    def of_node(self, node: Node, indent: str) -> Iterator[str]:
+        results = ", ".join(map(self.typed, node.outputs))
+        operands = ", ".join(map(self.name, node.inputs))
+        text = f"{indent}{results}{' ' if results else ''}= {node.op.name}"
+        text = f"{text} {operands}" if operands else text
+        regions = dict(node.subgraphs())
+        attrs = ", ".join(
+            f"{key}={print_attr(x)}" for key, x in sorted(node.attrs.items()) if key not in regions
         )
-    )
-    yield f"{indent}  return {outputs}".rstrip()
-    yield f"{indent}}}"
+        if not regions:
+            yield text + (f" {{{attrs}}}" if attrs else "") + self._comment(node)
+            return
+        yield f"{text} {{{attrs}{',' if attrs else ''}"
+        for k, (key, inner) in enumerate(sorted(regions.items()), 1):
+            *body, last = _Lines(inner, self.groups).of_graph(indent + "  ", f"{key}=graph ")
+            yield from body
+            yield last + ("," if k < len(regions) else "")
+        yield f"{indent}}}{self._comment(node)}"
 
+    def _comment(self, node: Node) -> str:
+        parts = []
+        if node.loc is not None:
+            file, _, line = str(node.loc).rpartition(":")
+            parts.append(f"{quoted(file, PLAIN_FILE)}:{line}")
+        if node.scope:
+            parts.append(f"@ {quoted(node.scope)}")
+        origin = self._origin(node.origin)
+        if origin:
+            parts.append(f"<{origin}>")
+        return f"   # {' '.join(parts)}" if parts else ""
 
-def _node_lines(node: Node, numbers: Mapping[Value, int], indent: str) -> Iterator[str]:
-    results = ", ".join(f"{_name(v, numbers)}: {print_type(v.type)}" for v in node.outputs)
-    operands = ", ".join(_name(v, numbers) for v in node.inputs)
-    text = f"{indent}{results}{' ' if results else ''}= {node.op.name}"
-    text = f"{text} {operands}" if operands else text
-    regions = dict(node.subgraphs())
-    attrs = ", ".join(
-        f"{key}={print_attr(x)}" for key, x in sorted(node.attrs.items()) if key not in regions
-    )
-    if not regions:
-        yield text + (f" {{{attrs}}}" if attrs else "") + _comment(node)
-        return
-    yield f"{text} {{{attrs}{',' if attrs else ''}"
-    for k, (key, inner) in enumerate(sorted(regions.items()), 1):
-        *body, last = _graph_lines(inner, indent + "  ", f"{key}=graph ")
-        yield from body
-        yield last + ("," if k < len(regions) else "")
-    yield f"{indent}}}{_comment(node)}"
-
-
-def _comment(node: Node) -> str:
-    parts = []
-    if node.loc is not None:
-        file, _, line = str(node.loc).rpartition(":")
-        parts.append(f"{quoted(file, PLAIN_FILE)}:{line}")
-    if node.scope:
-        parts.append(f"@ {quoted(node.scope)}")
-    origin = _print_origin(node.origin)
-    if origin:
-        parts.append(origin)
-    return f"   # {' '.join(parts)}" if parts else ""
-
-
-def _print_origin(origin: Origin) -> str:
-    maker = origin.made_by != USUAL_MAKER.get(origin.role)
-    if origin.role == "primal" and not maker and not origin.group:
-        return ""
-    text = origin.role
-    if origin.group:
-        text += f" group={origin.group}"
-    if maker:
-        text += f" by={quoted(origin.made_by)}"
-    return f"<{text}>"
+    def _origin(self, origin: Origin) -> str:
+        """`cotangent of %2 group=1 by=expand`; ancestors that are not in the graph are left out."""
+        ancestors = [self.name(self.results[i]) for i in origin.ancestors if i in self.results]
+        text = f" of {','.join(ancestors)}" if ancestors else ""
+        if origin.group:
+            text += f" group={self.groups.setdefault(origin.group, len(self.groups) + 1)}"
+        if origin.made_by != USUAL_MAKER.get(origin.role):
+            text += f" by={quoted(origin.made_by)}"
+        return origin.role + text if text or origin.role != "primal" else ""
