@@ -1,1 +1,18 @@
-"""The operations, each declared once: shape rule, reference, gradient, lowering and cost."""
+"""The operations, each declared once: shape rule, reference, gradient, lowering and cost.
+
+Invariant: importing this package registers all of them.
+"""
+
+from retrograde.compiler.ops import (  # noqa: F401  # each registers its ops
+    create,
+    cumulative,
+    elementwise,
+    logic,
+    move,
+    random,
+    reduce,
+    region,
+    sort,
+    special,
+    window,
+)
