@@ -82,9 +82,7 @@ def _infer(of: str, result: DType | None) -> Infer:
 def work(operations: int) -> Cost:
     """So many operations per element."""
 
-    def cost(
-        inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Attrs
-    ) -> Dim:
+    def cost(inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Attrs) -> Dim:
         return elements_cost(inputs, outputs, attrs) * operations
 
     return elements_cost if operations == 1 else cost

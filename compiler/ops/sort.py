@@ -93,7 +93,7 @@ def _sort_vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr
     transpose = lookup("transpose")
     places = _flat_places(transpose(inverse, perm=tuple(swap)), x.shape[axis])
     moved = transpose(g, perm=tuple(swap))
-    taken = lookup("gather")(_flat(moved), places, axis=0)
+    taken = lookup("gather")(_flat(moved), places, axes=(0,), wrap=False)
     return [transpose(lookup("reshape")(taken, shape=moved.shape), perm=back)]
 
 
@@ -103,7 +103,7 @@ def _top_k_vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Exp
         return [None]
     places = _flat_places(indices, x.shape[-1])
     nothing = zeros(TensorType(x.dtype, (x.size,)))
-    put = lookup("scatter_add")(nothing, places, _flat(g), axis=0)
+    put = lookup("scatter_add")(nothing, _flat(g), places, axes=(0,), wrap=False)
     return [lookup("reshape")(put, shape=x.shape)]
 
 

@@ -1,0 +1,268 @@
+"""Sample calls of every differentiable op: op name -> operands in its domain, and attributes.
+
+The gradient test reads this table and fails for an op that is not in it.  Add a line here with an
+op.  Rules: sizes differ on every axis; operands keep clear of kinks and of the border of the
+domain by more than the test's steps (0.05 is plenty); float operands are f64 and differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retrograde.compiler.ir import dtypes
+from retrograde.compiler.ir.builder import Builder
+from retrograde.compiler.ir.expr import Expr
+from retrograde.compiler.ir.graph import Graph, TensorType
+from retrograde.compiler.ir.registry import lookup
+
+Array = npt.NDArray[Any]
+Maker = Callable[[np.random.Generator], Array]  # one operand
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of an op: how each operand is made, and the attributes (or how these are made)."""
+
+    makers: tuple[Maker, ...]
+    given: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        return self.given() if callable(self.given) else self.given
+
+    def operands(self, seed: int = 0) -> list[Array]:
+        rng = np.random.default_rng(seed)
+        return [make(rng) for make in self.makers]
+
+
+def sample(*makers: Maker, **attrs: Any) -> Sample:
+    return Sample(makers, attrs)
+
+
+# --- operands
+
+
+def between(low: float, high: float, *shape: int) -> Maker:
+    """Uniform numbers."""
+    return lambda rng: np.asarray(rng.uniform(low, high, shape))
+
+
+def normal(*shape: int) -> Maker:
+    return lambda rng: np.asarray(rng.standard_normal(shape))
+
+
+def spaced(*shape: int) -> Maker:
+    """Numbers of both signs that lie at least 0.2 apart, and from 0."""
+
+    def make(rng: np.random.Generator) -> Array:
+        n = int(np.prod(shape))
+        numbers = 0.3 * (np.arange(n) - n // 2) + rng.uniform(0.1, 0.2, n)
+        return np.asarray(rng.permutation(numbers).reshape(shape))
+
+    return make
+
+
+def with_zeros(*shape: int) -> Maker:
+    """Numbers around 1, some of them exactly 0 (for ops that are smooth there)."""
+
+    def make(rng: np.random.Generator) -> Array:
+        x = rng.uniform(0.5, 1.5, shape)
+        return np.asarray(np.where(rng.uniform(size=shape) < 0.3, 0.0, x))
+
+    return make
+
+
+def integers(low: int, high: int, *shape: int, dtype: str = "int32") -> Maker:
+    return lambda rng: np.asarray(rng.integers(low, high, shape)).astype(dtype)
+
+
+def booleans(*shape: int) -> Maker:
+    return lambda rng: np.asarray(rng.uniform(size=shape) < 0.5)
+
+
+# --- elementwise
+
+
+def _unary(make: Callable[..., Maker]) -> list[Sample]:
+    return [sample(make(3, 4)), sample(make()), sample(make(2, 1, 5))]
+
+
+def _inside(low: float, high: float) -> list[Sample]:
+    return _unary(lambda *shape: between(low, high, *shape))
+
+
+def _binary(a: Callable[..., Maker], b: Callable[..., Maker]) -> list[Sample]:
+    """Equal shapes, and every way to broadcast: a vector, both operands, a scalar."""
+    return [
+        sample(a(3, 4), b(3, 4)),
+        sample(a(2, 3, 4), b(4)),
+        sample(a(3, 1), b(1, 4)),
+        sample(a(), b(5)),
+        sample(a(1, 4, 1), b(3, 1, 5)),
+    ]
+
+
+def _span(low: float, high: float) -> Callable[..., Maker]:
+    return lambda *shape: between(low, high, *shape)
+
+
+def _far(*shape: int) -> Maker:
+    """Numbers that no element of `spaced` comes near."""
+
+    def make(rng: np.random.Generator) -> Array:
+        return 0.3 * rng.integers(-6, 6, shape) + rng.uniform(-0.04, 0.04, shape)
+
+    return make
+
+
+SAMPLES: dict[str, list[Sample]] = {
+    "abs": _unary(spaced),
+    "neg": _unary(normal),
+    "reciprocal": _unary(_span(0.5, 2.0)),
+    "exp": _unary(normal),
+    "exp2": _unary(normal),
+    "expm1": _unary(normal),
+    "log": _inside(0.5, 3.0),
+    "log2": _inside(0.5, 3.0),
+    "log1p": _inside(-0.5, 2.0),
+    "sqrt": _inside(0.5, 3.0),
+    "rsqrt": _inside(0.5, 3.0),
+    "sin": _unary(normal),
+    "cos": _unary(normal),
+    "tan": _inside(-1.0, 1.0),
+    "arcsin": _inside(-0.7, 0.7),
+    "arccos": _inside(-0.7, 0.7),
+    "arctan": _unary(normal),
+    "sinh": _unary(normal),
+    "cosh": _unary(normal),
+    "tanh": _unary(normal),
+    "arcsinh": _unary(normal),
+    "arccosh": _inside(1.5, 4.0),
+    "arctanh": _inside(-0.7, 0.7),
+    "relu": _unary(spaced),
+    "sigmoid": _unary(normal),
+    "softplus": _unary(normal),
+    "erf": _unary(normal),
+    "erfc": _unary(normal),
+    "add": _binary(normal, normal),
+    "sub": _binary(normal, normal),
+    "mul": _binary(normal, normal),
+    "div": _binary(normal, _span(0.5, 2.0)),
+    "mod": _binary(_span(2.2, 2.8), _span(0.95, 1.05)),
+    "pow": _binary(_span(0.5, 2.0), _span(-2.0, 2.0)),
+    "maximum": _binary(spaced, _far),
+    "minimum": _binary(spaced, _far),
+    "arctan2": _binary(_span(0.5, 1.5), _span(-1.0, 1.0)),
+    "logaddexp": _binary(normal, normal),
+    "hypot": _binary(_span(0.3, 1.5), _span(-1.0, 1.0)),
+    "copysign": _binary(spaced, spaced),
+    "select": [
+        sample(booleans(3, 4), normal(3, 4), normal(3, 4)),
+        sample(booleans(3, 1), normal(4), normal()),
+        sample(booleans(4), normal(3, 1), normal(2, 3, 4)),
+    ],
+}
+
+# --- reductions and running ops
+
+
+def _reductions(make: Callable[..., Maker]) -> list[Sample]:
+    return [
+        sample(make(3, 4, 2), axes=(1,), keepdims=False),
+        sample(make(3, 4, 2), axes=(0, 2), keepdims=True),
+        sample(make(2, 3), axes=(0, 1), keepdims=False),
+        sample(make(2, 3), axes=(), keepdims=False),
+        sample(make(), axes=(), keepdims=False),
+    ]
+
+
+def _running(make: Callable[..., Maker]) -> list[Sample]:
+    return [
+        sample(make(5), axis=0, reverse=False),
+        sample(make(3, 4, 2), axis=1, reverse=True),
+        sample(make(3, 4), axis=0, reverse=False),
+    ]
+
+
+SAMPLES |= {
+    "sum": _reductions(normal),
+    "prod": [*_reductions(normal), *_reductions(with_zeros)],
+    "max": _reductions(spaced),
+    "min": _reductions(spaced),
+    "cumsum": _running(normal),
+    "cumprod": [*_running(normal), *_running(with_zeros)],
+    "cummax": _running(spaced),
+    "cummin": _running(spaced),
+    "linear_recurrence": [
+        sample(normal(5), normal(5), axis=0, reverse=False),
+        sample(normal(3, 4, 2), normal(3, 4, 2), axis=1, reverse=True),
+    ],
+    "sort": [
+        sample(spaced(7), axis=0, descending=False),
+        sample(spaced(3, 5, 2), axis=1, descending=True),
+    ],
+    "top_k": [sample(spaced(7), k=3), sample(spaced(2, 3, 5), k=2), sample(spaced(4), k=4)],
+}
+
+# --- regions
+
+
+def body(fn: Callable[..., tuple[Expr, ...]], *shapes: tuple[int, ...]) -> Graph:
+    """The graph of `fn` on f64 operands of these shapes."""
+    builder = Builder("body", Expr)
+    with builder:
+        results = fn(*(builder.input(TensorType(dtypes.f64, shape)) for shape in shapes))
+    return builder.finish([e.value for e in results])
+
+
+def _curve(x: Expr, w: Expr) -> tuple[Expr, ...]:
+    return lookup("tanh")(x * w), x * x * w
+
+
+def _calls() -> list[Sample]:
+    return [Sample((normal(3, 4), normal(4)), lambda: {"body": body(_curve, (3, 4), (4,))})]
+
+
+def _cell(carry: Expr, x: Expr, w: Expr) -> tuple[Expr, ...]:
+    new = lookup("tanh")(carry * w + x)
+    return new, new * x
+
+
+def _scans() -> list[Sample]:
+    def attrs(length: int, reverse: bool) -> Mapping[str, Any]:
+        step = body(_cell, (3,), (3,), (3,))
+        return {"body": step, "carries": 1, "slices": 1, "length": length, "reverse": reverse}
+
+    return [
+        Sample((normal(3), normal(5, 3), normal(3)), lambda: attrs(5, False)),
+        Sample((normal(3), normal(1, 3), normal(3)), lambda: attrs(1, True)),
+        Sample((normal(3), normal(4, 3), normal(3)), lambda: attrs(4, True)),
+    ]
+
+
+def _custom() -> Mapping[str, Any]:
+    """x exp(x) with its gradient written by hand, from the saved exponential."""
+
+    def forward(x: Expr) -> tuple[Expr, ...]:
+        e = lookup("exp")(x)
+        return x * e, x, e
+
+    return {
+        "body": body(lambda x: (x * lookup("exp")(x),), (3, 4)),
+        "forward": body(forward, (3, 4)),
+        "backward": body(lambda x, e, g: (g * (x + 1.0) * e,), (3, 4), (3, 4), (3, 4)),
+    }
+
+
+SAMPLES |= {
+    "call": _calls(),
+    "remat_call": _calls(),
+    "fused": _calls(),
+    "custom_call": [Sample((normal(3, 4),), _custom)],
+    "scan": _scans(),
+}
