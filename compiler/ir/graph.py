@@ -19,7 +19,7 @@ from retrograde.compiler.ir.location import Loc
 from retrograde.compiler.ir.printer import print_graph
 
 if TYPE_CHECKING:
-    from retrograde.compiler.ir.registry import Op
+    from retrograde.compiler.ir.op import Op
 
 Attrs = Mapping[str, Any]  # ints, floats, strings, booleans, None, Dim, DType, Graph, tuples of them
 

@@ -42,7 +42,7 @@ def print_graph(graph: Graph) -> str:
 
 
 def print_nodes(graph: Graph, first: int, last: int) -> list[str]:
-    """The lines of the nodes `first` up to `last` (exclusive) of a graph, numbered as in its text."""
+    """The lines of the nodes `first` up to `last` (exclusive), numbered as in the graph's text."""
     lines = _Lines(graph, {})
     return [line for node in graph.nodes[first:last] for line in lines.of_node(node, "  ")]
 

@@ -17,7 +17,6 @@ from retrograde.compiler.errors import DataError, ShapeError, UnsupportedError
 from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.builder import new_value, next_id
 from retrograde.compiler.ir.dims import Dim, Symbol
-from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import PRIMAL, Graph, Node, Origin, TensorType, Value
 from retrograde.compiler.ir.location import Loc
 from retrograde.compiler.ir.printer import PLAIN_FILE, PLAIN_NAME, RETURN_WORDS, USUAL_MAKER
@@ -32,13 +31,19 @@ _WORD = re.compile(r"[^\W\d]\w*")
 _INT = re.compile(r"-?\d+")
 _NUMBER = re.compile(r"(-?(?:inf|nan|\d+(?:\.\d*)?(?:e[+-]?\d+)?))(?=\s*[,)}])")
 _ORIGIN = re.compile(
-    rf"(?P<role>\w+)(?: of (?P<of>%\d+(?:,%\d+)*))?(?: group=(?P<group>\d+))?(?: by=(?P<by>{_NAME}))?"
+    r"(?P<role>\w+)(?: of (?P<of>%\d+(?:,%\d+)*))?"
+    rf"(?: group=(?P<group>\d+))?(?: by=(?P<by>{_NAME}))?"
 )
 _COMMENT = re.compile(
     rf"[ \t]*#[ \t]*(?:(?P<file>{_STRING}|{PLAIN_FILE.pattern}):(?P<line>\d+))?"
     rf"[ \t]*(?:@ (?P<scope>{_NAME}))?[ \t]*(?:<(?P<origin>{_ORIGIN.pattern})>)?[ \t]*(?=\n|$)"
 )
-_WORD_VALUES: dict[str, Any] = {"True": True, "False": False, "None": None}
+_WORD_VALUES: dict[str, Any] = {
+    "True": True,
+    "False": False,
+    "None": None,
+    **{t.name: t for t in dtypes.ALL},
+}
 
 
 def parse(text: str) -> Graph:
@@ -73,8 +78,10 @@ class _Parser:
         self.at = found.end()
 
     def accept(self, token: str) -> bool:
+        before = self.at
         self.skip()
         if not self.text.startswith(token, self.at):
+            self.at = before  # a comment that was skipped may still be read
             return False
         self.at += len(token)
         return True
@@ -330,17 +337,10 @@ class _Parser:
             self.expect(")")
             return size
         word = re.compile(r"(\w+)(?=\s*[,)}])").match(self.text, start)
-        constant = self.constant(word[1]) if word else NotImplemented
-        if word is not None and constant is not NotImplemented:
+        if word is not None and word[1] in _WORD_VALUES:
             self.at = word.end()
-            return constant
+            return _WORD_VALUES[word[1]]
         return self.size()
-
-    def constant(self, word: str) -> bool | None | DType | Any:
-        if word in _WORD_VALUES:
-            return _WORD_VALUES[word]
-        found = dtypes.named(word)
-        return NotImplemented if found is None else found
 
     def is_tuple(self) -> bool:
         """Whether the parenthesis here closes the whole value, which sizes never have."""
