@@ -6,16 +6,18 @@ device statement are fields of one object, made by one call in `retrograde.compi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from retrograde.compiler.errors import VerifyError
 from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.builder import required
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.expr import Expr, apply
-from retrograde.compiler.ir.graph import Attrs, Graph, Node, TensorType
-from retrograde.compiler.ir.registry import Kind, NotDifferentiable
+from retrograde.compiler.ir.graph import Attrs, Graph, Node, Origin, TensorType
+from retrograde.compiler.ir.registry import Kind, NotDifferentiable, lookup
 
 
 def _no_differentiation(graph: Graph, of: tuple[int, ...], wrt: tuple[int, ...]) -> Graph:
@@ -39,6 +41,31 @@ class VjpContext:
     @property
     def attrs(self) -> Attrs:
         return self.node.attrs
+
+
+@contextmanager
+def recomputing(ctx: VjpContext) -> Iterator[None]:
+    """What a gradient rule makes inside is a recomputation: never merged with the forward values,
+    which would keep those alive until the rule runs."""
+    node = ctx.node
+    origin = Origin("recompute", "backward", (node.id,), group=node.id)
+    with required().located(node.loc, node.scope, origin):
+        yield
+
+
+def unbroadcast(g: Expr, type: TensorType) -> Expr:
+    """Sums `g` over the axes along which an operand of `type` was stretched to g's shape."""
+    extra = g.ndim - type.ndim
+    stretched = tuple(
+        extra + i for i, (a, b) in enumerate(zip(g.shape[extra:], type.shape, strict=True))
+        if not dims.same(a, b)
+    )  # fmt: skip
+    axes = (*range(extra), *stretched)
+    if not axes:
+        return g
+    g = lookup("sum")(g, axes=axes, keepdims=False)
+    out: Expr = g if not stretched else lookup("reshape")(g, shape=type.shape)
+    return out
 
 
 # Cotangents of the outputs (None where zero) -> cotangents of the inputs (None where zero).

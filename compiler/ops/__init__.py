@@ -4,11 +4,17 @@ Invariant: importing this package registers all of them.
 """
 
 from retrograde.compiler.ops import (  # noqa: F401  # each registers its ops
+    activation,
+    attention,
+    composite,
+    contract,
     create,
     cumulative,
     elementwise,
+    index,
     logic,
     move,
+    norm,
     random,
     reduce,
     region,

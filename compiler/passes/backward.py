@@ -16,11 +16,10 @@ from dataclasses import dataclass
 
 from retrograde.compiler.errors import UnsupportedError, VerifyError
 from retrograde.compiler.ir.builder import Builder
-from retrograde.compiler.ir.dims import same
 from retrograde.compiler.ir.expr import Expr, cast, zeros
 from retrograde.compiler.ir.graph import Graph, Node, Origin, TensorType, Value, same_type
-from retrograde.compiler.ir.op import VjpContext
-from retrograde.compiler.ir.registry import Kind, NotDifferentiable, lookup
+from retrograde.compiler.ir.op import VjpContext, unbroadcast
+from retrograde.compiler.ir.registry import Kind, NotDifferentiable
 from retrograde.compiler.passes.expand import Expand
 
 
@@ -142,7 +141,8 @@ class _Trail:
     def result(self, v: Value) -> Expr:
         """The cotangent of `v`; zeros where nothing depends on it."""
         with self.builder.located(None, "", Origin("cotangent", "backward")):
-            return self._total(v) or zeros(v.type)
+            total = self._total(v)
+            return zeros(v.type) if total is None else total
 
 
 def _fit(part: Expr, type: TensorType, node: Node) -> Expr:
@@ -154,18 +154,3 @@ def _fit(part: Expr, type: TensorType, node: Node) -> Expr:
             f"the gradient of {node.op.name} ({node.place}) is {part.type}, its operand {type}"
         )
     return part
-
-
-def unbroadcast(g: Expr, type: TensorType) -> Expr:
-    """Sums `g` over the axes along which an operand of `type` was stretched to g's shape."""
-    extra = g.ndim - type.ndim
-    stretched = tuple(
-        extra + i for i, (a, b) in enumerate(zip(g.shape[extra:], type.shape, strict=True))
-        if not same(a, b)
-    )  # fmt: skip
-    axes = (*range(extra), *stretched)
-    if not axes:
-        return g if g.ndim == type.ndim else lookup("reshape")(g, shape=type.shape)
-    g = lookup("sum")(g, axes=axes, keepdims=False)
-    out: Expr = g if not stretched else lookup("reshape")(g, shape=type.shape)
-    return out
