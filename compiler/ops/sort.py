@@ -24,6 +24,8 @@ Array = npt.NDArray[Any]
 
 
 def _order(x: Array, axis: int, descending: bool) -> Array:
+    if dtypes.dtype(x.dtype) is dtypes.bf16:
+        x = x.astype(np.float32)  # ml_dtypes' argsort scatters NaN
     if not descending:
         return np.argsort(x, axis=axis, kind="stable")
     flipped = np.argsort(np.flip(x, axis), axis=axis, kind="stable")
