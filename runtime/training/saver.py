@@ -117,9 +117,9 @@ class Saver:
             ) from error
         # The data first: it only compares, so a mismatch leaves the model as it was.
         self._batches.restore(data)
+        self._not_numbers = _with_nan(tensors)  # before the step takes them over
         self._step.set_state(tensors, meta)
         self._run_meta = self._run_meta or run_meta
-        self._not_numbers = _with_nan(tensors)
         self.saved_step = reached.step
         return reached
 
