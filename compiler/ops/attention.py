@@ -65,14 +65,16 @@ def _scale(attrs: Attrs, width: Dim) -> float:
 def _evaluate(attrs: Attrs, q: Array, k: Array, v: Array, *mask: Array) -> Array:
     wq, wk, wv = (widened_array(x) for x in (q, k, v))
     scores = np.matmul(wq, wk.swapaxes(-1, -2)) * wq.dtype.type(_scale(attrs, q.shape[-1]))
-    allowed = np.ones(scores.shape[-2:], bool)
+    queries, keys = scores.shape[-2:]
+    allowed: Array = np.ones((queries, keys), bool)
     if attrs["causal"]:
-        allowed = np.tri(*scores.shape[-2:], k=k.shape[-2] - q.shape[-2], dtype=bool)
+        allowed = np.tri(queries, keys, keys - queries, dtype=bool)
     for m in mask:
         allowed = allowed & m
     scores = np.where(allowed, scores, -np.inf)
     weights = softmax.evaluate({"axis": scores.ndim - 1}, scores)
-    return np.matmul(weights, wv).astype(q.dtype)
+    out: Array = np.matmul(weights, wv).astype(q.dtype)
+    return out
 
 
 def _causal(queries: Dim, keys: Dim) -> Expr:

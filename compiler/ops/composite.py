@@ -93,7 +93,8 @@ def _softmax(attrs: Attrs, x: Array) -> Array:
     with np.errstate(all="ignore"):
         e = np.exp(w - np.where(np.isneginf(top), 0, top))
         total = e.sum(axis, keepdims=True)
-        return (e / np.where(total == 0, 1, total)).astype(x.dtype)
+        out: Array = (e / np.where(total == 0, 1, total)).astype(x.dtype)
+    return out
 
 
 def _softmax_decompose(attrs: Attrs, x: Expr) -> Expr:
@@ -184,8 +185,8 @@ def _logsumexp(attrs: Attrs, x: Array) -> Array:
     top = w.max(axes, keepdims=True, initial=-np.inf)
     top = np.where(np.isinf(top), 0, top)
     with np.errstate(all="ignore"):
-        out = np.log(np.exp(w - top).sum(axes, keepdims=True)) + top
-    out = out.astype(x.dtype)
+        total = np.log(np.exp(w - top).sum(axes, keepdims=True)) + top
+    out: Array = total.astype(x.dtype)
     return out if attrs["keepdims"] else out.squeeze(axes)
 
 

@@ -66,7 +66,8 @@ def _evaluate(attrs: Attrs, lhs: Array, rhs: Array) -> Array:
     right = rhs.transpose((*batch[1], *contract[1], *free[1])).reshape(b, k, n)
     if dtypes.dtype(lhs.dtype).is_float and lhs.dtype.itemsize == 2:
         left, right = left.astype(np.float32), right.astype(np.float32)
-    return np.matmul(left, right).astype(lhs.dtype).reshape(*shared, *rows, *columns)
+    out: Array = np.matmul(left, right).astype(lhs.dtype)
+    return out.reshape((*shared, *rows, *columns))
 
 
 def _arranged(part: Expr, held: Axes) -> Expr:

@@ -48,9 +48,8 @@ def _infer(statistics: int, most: int) -> Any:
 
 def _per(x: Expr, size: Dim) -> Expr:
     """x / size; NaN for size 0, as of a mean of nothing."""
-    if isinstance(size, int):
-        return x * (1.0 / size if size else math.nan)
-    out: Expr = x / dim_number(size)
+    static = isinstance(size, int)
+    out: Expr = x * (1.0 / size if size else math.nan) if static else x / dim_number(size)
     return out
 
 

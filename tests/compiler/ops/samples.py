@@ -266,3 +266,127 @@ SAMPLES |= {
     "custom_call": [Sample((normal(3, 4),), _custom)],
     "scan": _scans(),
 }
+
+# --- moves and windows
+
+SAMPLES |= {
+    "cast": [sample(normal(2, 3), dtype=dtypes.f64)],
+    "reshape": [sample(normal(2, 6), shape=(3, 4)), sample(normal(1, 1), shape=())],
+    "transpose": [sample(normal(2, 3, 4), perm=(2, 0, 1)), sample(normal(), perm=())],
+    "broadcast_to": [
+        sample(normal(3, 1), shape=(2, 3, 4)),
+        sample(normal(), shape=(2, 3)),
+        sample(normal(2, 3), shape=(2, 3)),
+    ],
+    "flip": [sample(normal(2, 3, 4), axes=(0, 2)), sample(normal(3), axes=())],
+    "concatenate": [
+        sample(normal(2, 3), normal(4, 3), normal(1, 3), axis=0),
+        sample(normal(2, 3), normal(2, 1), axis=1),
+    ],
+    "slice": [
+        sample(normal(5, 4), start=(1, 0), stop=(4, 4), step=(1, 1)),
+        sample(normal(9, 7), start=(1, 2), stop=(8, 7), step=(3, 2)),
+        sample(normal(5, 4), start=(2, 1), stop=(2, 3), step=(2, 1)),
+    ],
+    "pad": [
+        sample(normal(2, 3), low=(1, 0), high=(0, 2), interior=(0, 0)),
+        sample(normal(3, 2), low=(0, 1), high=(2, 3), interior=(2, 1), value=1.5),
+        sample(normal(), low=(), high=(), interior=()),
+    ],
+    "set_slice": [
+        sample(normal(5, 4), normal(2, 3), start=(1, 1), step=(1, 1)),
+        sample(normal(9, 7), normal(3, 2), start=(1, 2), step=(3, 4)),
+    ],
+}
+
+# --- places from data (the indices repeat, and count from both ends)
+
+
+def _places(*axes: int, wrap: bool = True) -> Mapping[str, Any]:
+    return {"axes": axes, "wrap": wrap}
+
+
+def _scatters() -> list[Sample]:
+    return [
+        Sample((normal(4, 3), normal(7, 3), integers(-4, 4, 7)), _places(0)),
+        Sample((normal(3, 4), normal(2, 5, 3), integers(-4, 4, 2, 5)), _places(1)),
+        Sample(
+            (normal(3, 4, 2), normal(9, 4), integers(0, 3, 9), integers(-2, 2, 9, dtype="int64")),
+            _places(0, 2),
+        ),
+        Sample((normal(3, 4), normal(6), integers(0, 3, 6), integers(0, 4, 6)), _places(0, 1)),
+        Sample((normal(3, 4), normal(4), integers(-3, 3)), _places(0)),
+    ]
+
+
+def _without_updates(scatter: Sample) -> Sample:
+    return Sample((scatter.makers[0], *scatter.makers[2:]), scatter.given)
+
+
+SAMPLES |= {
+    "gather": [_without_updates(s) for s in _scatters()],
+    "scatter_add": _scatters(),
+    "scatter_set": _scatters(),
+}
+
+# --- contractions
+
+SAMPLES |= {
+    "dot_general": [
+        sample(normal(2, 3), normal(3, 4), contract=((1,), (0,)), batch=((), ())),
+        sample(normal(2, 5, 3), normal(3, 4), contract=((2,), (0,)), batch=((), ())),
+        sample(normal(2, 3, 4), normal(2, 4, 5), contract=((2,), (1,)), batch=((0,), (0,))),
+        sample(
+            normal(4, 2, 5, 3), normal(3, 5, 6, 4), contract=((2, 3), (1, 0)), batch=((0,), (3,))
+        ),
+        sample(normal(2, 3), normal(4), contract=((), ()), batch=((), ())),
+        sample(normal(2, 3), normal(3, 2), contract=((), ()), batch=((0, 1), (1, 0))),
+        sample(normal(2, 3), normal(2, 3), contract=((0, 1), (0, 1)), batch=((), ())),
+        sample(normal(2, 0), normal(0, 3), contract=((1,), (0,)), batch=((), ())),
+    ],
+}
+
+# --- composites
+
+
+def nothing_in_first(*shape: int) -> Maker:
+    """A random mask whose first row is empty."""
+
+    def make(rng: np.random.Generator) -> Array:
+        mask = rng.uniform(size=shape) < 0.7
+        mask[..., 0, :] = False
+        return np.asarray(mask)
+
+    return make
+
+
+def _norms(parameters: int) -> list[Sample]:
+    return [
+        sample(*(normal(2, 3, 5), *(normal(5) for _ in range(k))), eps=eps)
+        for k, eps in zip(range(parameters + 1), (1e-5, 0.1, 1e-3), strict=False)
+    ] + [sample(normal(5), *(normal(5) for _ in range(parameters)), eps=1e-5)]
+
+
+SAMPLES |= {
+    "softmax": [sample(normal(3, 5), axis=1), sample(normal(2, 4, 3), axis=1)],
+    "log_softmax": [sample(normal(3, 5), axis=1), sample(normal(2, 4, 3), axis=1)],
+    "logsumexp": [
+        sample(normal(3, 5), axes=(1,), keepdims=False),
+        sample(normal(2, 4, 3), axes=(0, 2), keepdims=True),
+    ],
+    "token_nll": [
+        sample(normal(2, 3, 5), integers(0, 5, 2, 3)),
+        sample(normal(5), integers(0, 5, dtype="int64")),
+    ],
+    "layer_norm": _norms(2),
+    "rms_norm": _norms(1),
+    "gelu": [sample(m, approximate=a) for a in (True, False) for m in (normal(3, 4), normal())],
+    "silu": _unary(normal),
+    "attention": [
+        sample(normal(4, 3), normal(5, 3), normal(5, 2)),
+        sample(normal(2, 4, 3), normal(2, 4, 3), normal(2, 4, 5), causal=True, scale=0.7),
+        sample(normal(2, 4, 3), normal(2, 6, 3), normal(2, 6, 5), nothing_in_first(2, 4, 6)),
+        sample(normal(2, 2, 4, 3), normal(2, 2, 6, 3), normal(2, 2, 6, 5), booleans(1, 4, 6),
+               causal=True),
+    ],
+}  # fmt: skip
