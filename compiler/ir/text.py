@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
 _NAME = rf"{_STRING}|{PLAIN_NAME.pattern}"
+_DEFINITION = re.compile(rf"%\d+\s*(?:{_NAME})?\s*:")
 _SKIP = re.compile(r"(?:\s+|#[^\n]*)*")
 _WORD = re.compile(r"[^\W\d]\w*")
 _INT = re.compile(r"-?\d+")
@@ -152,6 +153,7 @@ class _Parser:
         return graph
 
     def declare(self) -> None:
+        self.skip()
         start = self.at
         name = self.match(_WORD, "the name of a size")
         high: int | None = None
@@ -261,11 +263,11 @@ class _Parser:
         inputs: list[Value] = []
         here = self.at
         self.skip()
-        if self.text.startswith("%", self.at) and not self.begins_node(here):
+        if self.text.startswith("%", self.at) and not _DEFINITION.match(self.text, self.at):
             inputs.append(self.use(scope))
             while self.accept(","):
                 inputs.append(self.use(scope))
-        here = self.at
+            here = self.at
         attrs: dict[str, Any] = {}
         if self.accept("{"):
             attrs = dict(self.list_of(self.attribute, "}"))
@@ -276,10 +278,6 @@ class _Parser:
             Node(next_id(), op, tuple(inputs), attrs, tuple(results), loc, where, origin),
             ancestors,
         )
-
-    def begins_node(self, end: int) -> bool:
-        """Whether a new line began since `end`: operands stand on the line of their op."""
-        return "\n" in self.text[end : self.at]
 
     def comment(self) -> tuple[Loc | None, str, Origin, list[str]]:
         found = _COMMENT.match(self.text, self.at)
