@@ -20,6 +20,8 @@ from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.interpreter import evaluate
 from retrograde.compiler.ir.registry import NotDifferentiable, all_ops, lookup
+from retrograde.compiler.ir.text import parse
+from retrograde.compiler.ir.verify import verify
 from retrograde.compiler.passes.backward import Backward
 from tests.compiler.ops.harness import build, floats
 from tests.compiler.ops.samples import SAMPLES, Sample
@@ -129,6 +131,9 @@ def test_gradient(name: str, sample: Sample) -> None:
         found = evaluate(first, xs)[len(graph.outputs) :]
         return sum(float(np.sum(w * d)) for w, d in zip(weights, found, strict=True))
 
+    for made in (graph, first, second):
+        verify(made)
+        assert parse(made.text()).text() == made.text()
     total, *rest = evaluate(second, [*at, *weights, np.asarray(1.0)])
     np.testing.assert_allclose(total, weighed_gradient(at), rtol=1e-12)
     gradient = dict(zip(floats(first.inputs), rest, strict=True))
