@@ -8,7 +8,7 @@ and NumPy scalars are weak: they take the array's type unless their kind is high
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ _BY_NAME.update(_LONG)
 _NUMPY_NAMES = {short: long for long, t in _LONG.items() for short in (t.name,)} | {"bool": "bool"}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _numpy_dtype(name: str) -> np.dtype[Any]:
     if name == "bf16":
         import ml_dtypes
@@ -108,12 +108,12 @@ def dtype(spec: Any) -> DType:
         ) from None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _from_numpy(spec: np.dtype[Any]) -> DType:
     return _BY_NAME[spec.name]
 
 
-@lru_cache(maxsize=None)
+@cache
 def promote(a: DType, b: DType) -> DType:
     """The type in which two strong operands meet."""
     if a is b:

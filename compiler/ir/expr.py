@@ -286,12 +286,18 @@ def _promoted(op: Op, operands: Sequence[Any]) -> tuple[list[Expr], bool]:
     if op.promotion == "bool":
         return [cast(as_expr(x), dtypes.bool_) for x in operands], False
     if op.promotion == "select":
-        rest, _ = _common(operands[1:], False)
-        return [cast(as_expr(operands[0]), dtypes.bool_), *rest], False
+        condition = as_expr(operands[0])
+        # An array picks between numbers: the result is an array, of the default type.
+        exact = condition.weak or not isinstance(operands[0], (Expr, np.ndarray))
+        rest, weak = _common(operands[1:], False, exact)
+        return [cast(condition, dtypes.bool_), *rest], weak and exact
     return _common(operands, op.promotion == "float")
 
 
-def _common(operands: Sequence[Any], to_float: bool) -> tuple[list[Expr], bool]:
+def _common(
+    operands: Sequence[Any], to_float: bool, exact: bool = True
+) -> tuple[list[Expr], bool]:
+    """The operands in one dtype, and whether all were weak; those keep 64 bits where `exact`."""
     builder = required()
     strong: list[DType] = []
     weak: list[str] = []
@@ -306,7 +312,7 @@ def _common(operands: Sequence[Any], to_float: bool) -> tuple[list[Expr], bool]:
             weak.append(dtypes.weak_kind(x))
         else:
             as_expr(x)  # raises, naming the type
-    if strong:
+    if strong or not exact:
         target = dtypes.result_type(strong, weak)
     else:  # numbers and sizes only: keep them exact until an array sets the type
         target = {"bool": dtypes.bool_, "i32": dtypes.i64, "f32": dtypes.f64}[
@@ -341,9 +347,10 @@ def binary(name: str, a: Any, b: Any) -> Any:
 def power(a: Any, b: Any) -> Any:
     """`a ** b`; small whole exponents become products."""
     if isinstance(b, (int, float)) and not isinstance(b, bool) and isinstance(a, Expr):
-        if b == 2:
+        keeps_type = isinstance(b, int) or a.dtype.is_float
+        if b == 2 and keeps_type:
             return binary("mul", a, a)
-        if b == 1:
+        if b == 1 and keeps_type:
             return a
         if b == 0.5 and a.dtype.is_float:
             return apply(lookup("sqrt"), (a,))

@@ -21,7 +21,7 @@ from retrograde.compiler.ir.printer import print_graph
 if TYPE_CHECKING:
     from retrograde.compiler.ir.op import Op
 
-Attrs = Mapping[str, Any]  # ints, floats, strings, booleans, None, Dim, DType, Graph, tuples of them
+Attrs = Mapping[str, Any]  # int, float, str, bool, None, Dim, DType, Graph, tuples of them
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,25 +166,32 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[TensorType, ...], list[str]]] =
     "kept": (lambda x: L("sum")(x, axes=(1,), keepdims=True), (f32(B, 3, 4),), ["x.0", "", "x.2"]),
     "argmax": (lambda x: L("argmax")(x, axis=1), (f32(B, 3, 4),), ["x.0", "x.2"]),
     "running": (lambda x: L("cumsum")(x, axis=1), (f32(B, 3),), ["x.0", "x.1"]),
-    "transpose": (lambda x: L("transpose")(x, perm=(2, 0, 1)), (f32(B, 3, 4),), ["x.2", "x.0", "x.1"]),
+    "transpose": (
+        lambda x: L("transpose")(x, perm=(2, 0, 1)), (f32(B, 3, 4),), ["x.2", "x.0", "x.1"],
+    ),
     "broadcast": (
         lambda x: L("broadcast_to")(x, shape=(7, B, 3, 4)), (f32(B, 1, 4),), ["", "x.0", "", "x.2"],
     ),
     "flip": (lambda x: L("flip")(x, axes=(1,)), (f32(B, 3),), ["x.0", "x.1~"]),
     "prefix": (
-        lambda x: L("slice")(x, start=(0, 0), stop=(B, 2), step=(1, 1)), (f32(B, 3),), ["x.0", "x.1"],
+        lambda x: L("slice")(x, start=(0, 0), stop=(B, 2), step=(1, 1)), (f32(B, 3),),
+        ["x.0", "x.1"],
     ),
     "suffix": (
-        lambda x: L("slice")(x, start=(0, 1), stop=(B, 3), step=(1, 1)), (f32(B, 3),), ["x.0", "x.1~"],
+        lambda x: L("slice")(x, start=(0, 1), stop=(B, 3), step=(1, 1)), (f32(B, 3),),
+        ["x.0", "x.1~"],
     ),
     "steps": (
-        lambda x: L("slice")(x, start=(0, 0), stop=(B, 3), step=(1, 2)), (f32(B, 3),), ["x.0", "x.1~"],
+        lambda x: L("slice")(x, start=(0, 0), stop=(B, 3), step=(1, 2)), (f32(B, 3),),
+        ["x.0", "x.1~"],
     ),
     "padded behind": (
-        lambda x: L("pad")(x, low=(0, 0), high=(0, 2), interior=(0, 0)), (f32(B, 3),), ["x.0", "x.1"],
+        lambda x: L("pad")(x, low=(0, 0), high=(0, 2), interior=(0, 0)), (f32(B, 3),),
+        ["x.0", "x.1"],
     ),
     "padded before": (
-        lambda x: L("pad")(x, low=(0, 2), high=(0, 0), interior=(0, 0)), (f32(B, 3),), ["x.0", "x.1~"],
+        lambda x: L("pad")(x, low=(0, 2), high=(0, 0), interior=(0, 0)), (f32(B, 3),),
+        ["x.0", "x.1~"],
     ),
     "written": (
         lambda x, y: L("set_slice")(x, y, start=(0, 1), step=(1, 1)), (f32(B, 5), f32(B, 2)),

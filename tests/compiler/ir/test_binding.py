@@ -50,7 +50,7 @@ def test_sizes_are_solved(
             r"b: expected f32\[T\], got shape \[8\]: axis 0 is 8, expected T = 7 "
             r"\(T = 7 by axis 1 of a\)",
         ),
-        ([("B", 5)], [(3, 4)], r"a: expected f32\[B,5\], got shape \[3, 4\]: axis 1 is 4, expected 5"),
+        ([("B", 5)], [(3, 4)], r"expected f32\[B,5\], got shape \[3, 4\]: axis 1 is 4, expected 5"),
         ([("B", "T")], [(3,)], r"a: expected f32\[B,T\] \(2 axes\), got shape \[3\] \(1 axes\)"),
         ([("2*T",)], [(7,)], r"axis 0 is 7, no whole T makes 2\*T that"),
         ([("B*T",), ("B",)], [(22,), (3,)], r"no whole T makes B\*T that \(B = 3 by axis 0 of b\)"),

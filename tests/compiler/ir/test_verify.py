@@ -117,7 +117,7 @@ FAULTS: dict[str, tuple[Callable[[Graph], Graph], str]] = {
     "same id": (
         lambda g: changed(g, 3, id=g.nodes[0].id), r"node 3 \(sum .*its id is that of an earlier",
     ),
-    "wrong shape": (wrong_result, r"node 3 \(sum .*result 0 is f32\[5\], its shape rule gives f32\[4\]"),
+    "wrong shape": (wrong_result, r"node 3 \(sum .*0 is f32\[5\], its shape rule gives f32\[4\]"),
     "wrong dtype": (wrong_dtype, r"node 1 \(exp .*result 0 is f64\[B,T,4\].*gives f32"),
     "refused": (mixed_operands, r"node 2 \(mul .*its shape rule refuses it: operands of unequal"),
     "bad axis": (
@@ -209,20 +209,20 @@ def test_a_sub_graph_is_verified_too() -> None:
     good = chain()
     types = tuple(v.type for v in good.inputs)
     verify(calling(good, *types))
-    with pytest.raises(VerifyError, match=r"Careless .*: body of call, model, node 3 \(sum .*f32\[5\]"):
+    with pytest.raises(VerifyError, match=r"Careless .*: body of call, model, node 3 .*f32\[5\]"):
         verify(calling(wrong_result(good), *types), made_by="Careless")
 
 
 def test_a_sub_graph_sees_only_its_inputs() -> None:
     good = chain()
     leaky = good.replace(inputs=good.inputs[:1], input_names=("x",))
-    with pytest.raises(VerifyError, match=r"body of call, model, node 2 .*sees only its own inputs"):
+    with pytest.raises(VerifyError, match=r"body of call, model, node 2 .*sees only its own"):
         verify(calling(leaky, good.inputs[0].type))
 
 
 def test_operands_fit_the_inputs_of_the_sub_graph() -> None:
     good = chain()
-    x, w = (v.type for v in good.inputs)
+    x = good.inputs[0].type
     with pytest.raises(VerifyError, match=r"outer, node 0 \(call\): .*takes 2 operands, got 1"):
         verify(calling(good, x))
     with pytest.raises(VerifyError, match=r"refuses it: model takes f32\[4\], got f32\[B,T,4\]"):
@@ -237,10 +237,10 @@ def test_expanded_graphs_hold_no_composites_or_calls() -> None:
     y = new_value(TensorType(F32, (3,)))
     composite = Graph("g", (x,), (Node(next_id(), WHOLE, (x,), {}, (y,)),), (y,))
     verify(composite)
-    with pytest.raises(VerifyError, match=r"Expand .*composite ops are not legal at stage 'expanded'"):
+    with pytest.raises(VerifyError, match=r"Expand .*composite ops are not legal at stage"):
         verify(composite, stage="expanded", made_by="Expand")
     called = calling(chain(), *(v.type for v in chain().inputs))
-    with pytest.raises(VerifyError, match=r"call should have been expanded before stage 'expanded'"):
+    with pytest.raises(VerifyError, match=r"call should have been expanded before stage"):
         verify(called, stage="expanded")
 
 
@@ -266,14 +266,14 @@ def test_effects_stay_in_their_order() -> None:
     verify(before, before=before)
     turned = before.replace(nodes=(before.nodes[1], before.nodes[0], before.nodes[2]))
     verify(turned)  # a graph alone does not tell
-    with pytest.raises(VerifyError, match=r"Careless .*note \(m\.py:1\) now comes before an earlier"):
+    with pytest.raises(VerifyError, match=r"Careless .*note \(m\.py:1\) now comes before"):
         verify(turned, made_by="Careless", before=before)
 
 
 def test_effects_are_not_dropped() -> None:
     before = noted()
     short = before.replace(nodes=before.nodes[1:])
-    with pytest.raises(VerifyError, match=r"note \(m\.py:0\), an effect on channel 'print', is gone"):
+    with pytest.raises(VerifyError, match=r"note \(m\.py:0\), an effect .*'print', is gone"):
         verify(short, before=before)
 
 
