@@ -18,6 +18,7 @@ from retrograde.compiler.ops import (  # noqa: F401  # each registers its ops
     random,
     reduce,
     region,
+    rows,
     sort,
     special,
     window,

@@ -160,6 +160,8 @@ def iteration_shape(node: Node) -> tuple[Dim, ...] | None:
     if node.op.kind is Kind.ELEMENTWISE:
         shape = node.output.shape
         return shape if shape else None
+    if node.op.name == "row_dot":
+        return node.inputs[0].shape
     if node.op.name in ROW_REDUCTIONS:
         source = node.inputs[0]
         last = source.type.ndim - 1

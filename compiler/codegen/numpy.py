@@ -1,0 +1,274 @@
+"""The NumPy printer: a schedule -> readable Python over an array module.
+
+The text defines `bind(memory, at, bytes, SYMBOLS)`, which makes every view of the arena for one size and
+returns `run`, the step itself, with the views of inputs and outputs.  Invariant: `run` writes every result
+into the arena through `out=`; names are generated, never taken from user text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.dims import Dim, Poly
+from retrograde.compiler.ir.dtypes import DType
+from retrograde.compiler.ir.graph import Attrs, Graph, Node
+from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.plan.liveness import Liveness, walk
+from retrograde.compiler.plan.steps import (
+    CopyStep,
+    FusedStep,
+    LoopStep,
+    MatmulStep,
+    OpStep,
+    Schedule,
+    Statement,
+    Step,
+    Tile,
+)
+from retrograde.compiler.plan.views import Literal, Operand, Storage, View
+
+INDENT = "    "
+
+
+def print_schedule(
+    schedule: Schedule, liveness: Liveness, places: Mapping[Storage, int], symbols: Sequence[str],
+    poison: bool = False,
+) -> str:  # fmt: skip
+    """The Python source of `schedule`, whose storages have the given indices in `at`.
+
+    With `poison`, a buffer is overwritten with a pattern as soon as its last reader is done."""
+    times = {id(step): (start, end) for start, step, end in walk(schedule.steps)}
+    printer = _Printer(liveness, places, times, _deaths(liveness, places) if poison else {})
+    body = printer.steps(schedule.steps, 2)
+    inputs = [printer.name(v) for v in schedule.inputs]
+    outputs = [printer.result(v) for v in schedule.outputs]
+    arguments = "".join(f", {s}" for s in symbols)
+    lines = [
+        f'"""The schedule of {_safe(schedule.name)}, {len(schedule.steps)} steps."""',
+        "",
+        "from retrograde.compiler.codegen.numpy_support import Support",
+        "",
+        "",
+        f"def bind(memory, at, bytes{arguments}):",
+        f"{INDENT}rt = Support(memory, bytes)",
+        f"{INDENT}xp = rt.xp",
+        *(INDENT + line for line in printer.bindings),
+        "",
+        f"{INDENT}def run():",
+        *(body or [2 * INDENT + "pass"]),
+        "",
+        f"{INDENT}return run, [{', '.join(inputs)}], [{', '.join(outputs)}]",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _deaths(liveness: Liveness, places: Mapping[Storage, int]) -> dict[int, list[int]]:
+    """The buffers to poison after each position."""
+    out: dict[int, list[int]] = {}
+    for storage in liveness.buffers():
+        if storage.kind != "state":
+            out.setdefault(liveness.lives[storage].last, []).append(places[storage])
+    return out
+
+
+def _safe(text: str) -> str:
+    return "".join(c for c in text if c.isalnum() or c in "._- ")
+
+
+@dataclass
+class _Printer:
+    """Names for views, constants and tile loops, and the statements that make them."""
+
+    liveness: Liveness
+    places: Mapping[Storage, int]
+    times: Mapping[int, tuple[int, int]]  # first and last position of each step, by identity
+    dead: Mapping[int, list[int]]  # the buffers to poison after each position
+    bindings: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)  # by the expression that makes it
+    heading: str = ""
+
+    def bind(self, prefix: str, expression: str) -> str:
+        """The name of `expression`, evaluated once at binding."""
+        found = self.names.get(expression)
+        if found is None:
+            found = self.names[expression] = f"{prefix}{len(self.names)}"
+            self.bindings.append(f"{found} = {expression}")
+        return found
+
+    def name(self, x: Operand) -> str:
+        """The variable that holds an operand."""
+        if isinstance(x, Literal):
+            return self.bind("c", f"rt.constant({x.dtype.name!r}, {_number(x.value)})")
+        at = f"at[{self.places[self.liveness.home(x.storage)]}]"
+        if not dims.same(x.offset, 0):
+            at += f" + {x.dtype.bytes} * ({dims.source(x.offset)})"
+        shape = _tuple(x.shape)
+        strides = "" if x.contiguous else f", {_tuple([s * x.dtype.bytes for s in x.strides])}"
+        return self.bind("v", f"rt.view({at}, {x.dtype.name!r}, {shape}{strides})")
+
+    def result(self, x: Operand) -> str:
+        """The variable that holds an output of the whole graph."""
+        if isinstance(x, Literal):
+            value = f"rt.full({x.dtype.name!r}, {_tuple(x.shape)}, {_number(x.value)})"
+            return self.bind("c", value)
+        return self.name(x)
+
+    def steps(self, steps: Sequence[Step], depth: int) -> list[str]:
+        lines: list[str] = []
+        indent = INDENT * depth
+        for step in steps:
+            comment = _comment(step.node)
+            if comment and comment != self.heading:
+                lines.append(f"{indent}# {comment}")
+                self.heading = comment
+            if isinstance(step, LoopStep):
+                lines.extend(self._loop(step, depth))
+            else:
+                lines.extend(indent + line for line in self._step(step))
+            for position in sorted(set(self.times[id(step)])):
+                for buffer in self.dead.get(position, ()):
+                    lines.append(f"{indent}rt.poison(at, {buffer})")
+        return lines
+
+    def _step(self, step: Step) -> list[str]:
+        if isinstance(step, CopyStep):
+            target, operand = self.name(step.result), self.name(step.operand)
+            return [f"xp.copyto({target}, {operand})  # {step.why}"]
+        if isinstance(step, MatmulStep):
+            a, b = map(self.name, step.operands)
+            return [f"xp.matmul({a}, {b}, out={self.name(step.results[0])})"]
+        if isinstance(step, FusedStep):
+            return self._fused(step)
+        assert isinstance(step, OpStep)
+        return self._op(step.node, list(map(self.name, step.operands)),
+                        list(map(self.name, step.results)))  # fmt: skip
+
+    def _op(self, node: Node, operands: list[str], results: list[str]) -> list[str]:
+        """One op, spelled by its kind."""
+        op, attrs = node.op, node.attrs
+        if op.numpy is not None:
+            text = op.numpy.format(*operands, out=results[0], xp="xp", special="rt.special")
+            return text.splitlines()
+        lowering = _LOWERINGS.get(op.name)
+        if lowering is not None:
+            arguments = [*operands, *results]
+            return [f"rt.{lowering}({', '.join([*arguments, *_keywords(attrs)])})"]
+        if op.kind is Kind.CUMULATIVE and op.name in _ACCUMULATE and not attrs["reverse"]:
+            call = f"xp.{_ACCUMULATE[op.name]}.accumulate"
+            return [f"{call}({operands[0]}, axis={attrs['axis']}, out={results[0]})"]
+        # Evaluated by the op's reference; the results are copied into the arena.
+        evaluate = self.bind("f", f"rt.evaluator({op.name!r}, {_attrs(attrs)})")
+        return [f"rt.store([{', '.join(results)}], {evaluate}({', '.join(operands)}))"]
+
+    def _fused(self, step: FusedStep) -> list[str]:
+        literal = {i: self.name(x) for i, x in enumerate(step.operands) if isinstance(x, Literal)}
+        read = {f"x{i}": x for i, x in enumerate(step.operands) if i not in literal}
+        names = [
+            *read,
+            *(f"y{i}" for i in range(len(step.results))),
+            *(f"t{i}" for i in range(len(step.scratch))),
+        ]
+        made = ", ".join(map(self.name, read.values()))
+        written = ", ".join(map(self.name, step.results))
+        spare = ", ".join(map(self.name, step.scratch))
+        tiles = self.bind(
+            "tiles",
+            f"rt.tiles({_tuple(step.shape)}, [{made}], [{written}], [{spare}], {step.rows!r}, "
+            f"{step.whole_rows})",
+        )
+        lines = [f"for {', '.join(names)}{',' if len(names) == 1 else ''} in {tiles}:"]
+        for s in step.statements:
+            lines.extend(INDENT + line for line in self._statement(s, literal))
+        return lines
+
+    def _statement(self, s: Statement, literal: Mapping[int, str]) -> list[str]:
+        def variable(t: Tile) -> str:
+            return literal[t.index] if t.role == "x" and t.index in literal else str(t)
+
+        operands = [variable(t) for t in s.operands]
+        node, out = s.node, str(s.result)
+        if node.op.kind is Kind.ELEMENTWISE:
+            assert node.op.numpy is not None
+            text = node.op.numpy.format(*operands, out=out, xp="xp", special="rt.special")
+            return text.splitlines()
+        return [f"rt.row_{_ROWS[node.op.name]}({', '.join(operands)}, {out})"]
+
+    def _loop(self, step: LoopStep, depth: int) -> list[str]:
+        indent, inner = INDENT * depth, INDENT * (depth + 1)
+        lines = [
+            f"{indent}xp.copyto({self.name(place)}, {self.name(init)})"
+            for init, place in step.carries
+        ]
+        count = dims.source(step.length)
+        turns = f"range({count} - 1, -1, -1)" if step.reverse else f"range({count})"
+        turn = f"i{depth}"
+        lines.append(f"{indent}for {turn} in {turns}:")
+        for stacked, place in step.slices:
+            lines.append(f"{inner}xp.copyto({self.name(place)}, {self.name(stacked)}[{turn}])")
+        self.heading = ""
+        lines.extend(self.steps(step.body, depth + 1))
+        for result, stacked_result in step.stacked:
+            target = f"{self.name(stacked_result)}[{turn}, ...]"
+            lines.append(f"{inner}xp.copyto({target}, {self.name(result)})")
+        for new, place in step.updates:
+            lines.append(f"{inner}xp.copyto({self.name(place)}, {self.name(new)})")
+        if not (step.slices or step.body or step.stacked or step.updates):
+            lines.append(f"{inner}pass")
+        self.heading = ""
+        return lines
+
+
+# Ops that the support library spells, by the name of its function.
+_LOWERINGS = {
+    "sum": "sum", "max": "max", "min": "min", "prod": "prod", "any": "any", "all": "all",
+    "row_dot": "row_dot",
+    "gather": "gather", "scatter_add": "scatter_add", "scatter_set": "scatter_set",
+    "iota": "iota", "dim_value": "fill_size", "pad": "pad", "set_slice": "set_slice",
+    "random_bits": "random_bits", "random_fold": "random_fold",
+}  # fmt: skip
+_ACCUMULATE = {"cumsum": "add", "cumprod": "multiply", "cummax": "maximum", "cummin": "minimum"}
+_ROWS = {"sum": "sum", "max": "max", "min": "min", "prod": "prod", "row_dot": "dot"}
+
+
+def _comment(node: Node | None) -> str:
+    if node is None:
+        return ""
+    role = "" if node.origin.role == "primal" else f" ({node.origin.role})"
+    return node.place + role if node.place else ""
+
+
+def _number(value: bool | int | float) -> str:
+    text = repr(value)
+    return f"float({text!r})" if text in ("inf", "-inf", "nan") else text
+
+
+def _tuple(items: Sequence[Dim]) -> str:
+    inner = ", ".join(map(dims.source, items))
+    return f"({inner},)" if len(items) == 1 else f"({inner})"
+
+
+def _keywords(attrs: Attrs) -> list[str]:
+    return [f"{k}={_source(v)}" for k, v in sorted(attrs.items())]
+
+
+def _attrs(attrs: Attrs) -> str:
+    return "{" + ", ".join(f"{k!r}: {_source(v)}" for k, v in sorted(attrs.items())) + "}"
+
+
+def _source(x: Any) -> str:
+    """An attribute as a Python expression over the symbols."""
+    if isinstance(x, Poly):
+        return dims.source(x)
+    if isinstance(x, DType):
+        return f"rt.dtype({x.name!r})"
+    if isinstance(x, tuple):
+        return "(" + "".join(f"{_source(item)}, " for item in x) + ")"
+    if isinstance(x, Graph):
+        raise TypeError("regions are lowered before they are printed")
+    if isinstance(x, float):
+        return _number(x)
+    return repr(x)

@@ -1,0 +1,74 @@
+"""Planning: an ordered graph -> steps, lifetimes, and the order of the buffers in the arena.
+
+Invariant: the placement is made at reference sizes and kept as an orientation, so that at every
+other size offsets are evaluated, not searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.graph import Graph
+from retrograde.compiler.plan.liveness import Liveness, analyse
+from retrograde.compiler.plan.lower import lower
+from retrograde.compiler.plan.memory import Buffer, Orientation, Placement, orient, place
+from retrograde.compiler.plan.specs import BufferSpec, Port
+from retrograde.compiler.plan.steps import Schedule
+from retrograde.compiler.plan.views import ALIGNMENT, Storage
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A schedule with everything decided about its memory."""
+
+    schedule: Schedule
+    liveness: Liveness
+    places: Mapping[Storage, int]  # the index of each storage among the buffers
+    buffers: tuple[BufferSpec, ...]
+    orientation: Orientation
+    placement: Placement
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    returned: tuple[int, ...]
+
+
+def plan_program(graph: Graph, sizes: Mapping[str, int], inplace: bool = True) -> Planned:
+    """Lowers `graph` in its order and places its buffers at the reference `sizes`."""
+    schedule, liveness = analyse(lower(graph), inplace)
+    state = [v.storage for v in schedule.inputs if v.storage.kind == "state"]
+    transient = [s for s in liveness.buffers() if s.kind != "state"]
+    storages = [*state, *transient]
+    places = {storage: i for i, storage in enumerate(storages)}
+    end = liveness.steps
+    specs = []
+    for s in storages:
+        life = liveness.lives[s]
+        start, last = (0, end) if s.kind == "state" else (life.first, life.last + 1)
+        specs.append(BufferSpec(s.name, s.kind, s.bytes, start, last, s.place))
+    buffers = [
+        Buffer(b.start, b.end, dims.evaluate(b.bytes, sizes)) for b in specs[len(state) :]
+    ]
+    placement = place(buffers, align=ALIGNMENT)
+    donated = {i for _, i in graph.aliases}
+    replaced = {o for o, _ in graph.aliases}
+    names = graph.output_names or ("",) * len(graph.outputs)
+    return Planned(
+        schedule=schedule,
+        liveness=liveness,
+        places=places,
+        buffers=tuple(specs),
+        orientation=orient(buffers, placement.offsets),
+        placement=placement,
+        inputs=tuple(
+            Port(name, v.type, i in donated)
+            for i, (v, name) in enumerate(zip(graph.inputs, graph.input_names, strict=True))
+        ),
+        outputs=tuple(
+            Port(name, v.type, o in replaced)
+            for o, (v, name) in enumerate(zip(graph.outputs, names, strict=True))
+        ),
+        returned=tuple(o for o in range(len(graph.outputs)) if o not in replaced),
+    )
+

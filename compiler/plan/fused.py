@@ -1,0 +1,125 @@
+"""Lowering of one fused region: its body -> statements on tiles, with as little scratch as it takes.
+
+Invariant: a tile variable is never overwritten before its last reader.  Temporaries live in the
+tile of the result they lead to where the ops allow it in place, else in shared scratch slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.dims import Dim, same
+from retrograde.compiler.ir.dtypes import DType
+from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
+from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.plan.steps import FusedStep, Statement, Tile
+from retrograde.compiler.plan.views import Operand, View, scratch
+
+TILE_ELEMENTS = 65536  # what `codegen.tiles` cuts to: the two must agree
+
+
+def lower_fused(
+    node: Node, operands: Sequence[Operand], results: Sequence[View], threads: int
+) -> FusedStep:
+    """The step of a `fused` node, given where its operands and results lie."""
+    body: Graph = node.attrs["body"]
+    shape: tuple[Dim, ...] = node.attrs["shape"]
+    homes, slots = _homes(body, shape)
+    tiles = {v: Tile("x", i) for i, v in enumerate(body.inputs)} | homes
+    statements = tuple(
+        Statement(n, tuple(tiles[v] for v in n.inputs), tiles[n.output]) for n in body.nodes
+    )
+    whole_rows = any(n.op.kind is Kind.REDUCE for n in body.nodes)
+    elements = tile_elements(shape, whole_rows) * threads
+    space = tuple(scratch(elements, slot.dtype, node.place) for slot in slots)
+    rows = tuple(slot.row for slot in slots)
+    return FusedStep(
+        node, shape, tuple(operands), tuple(results), space, rows, statements, whole_rows
+    )
+
+
+def tile_elements(shape: Sequence[Dim], whole_rows: bool) -> Dim:
+    """How many elements of the space one tile holds at most."""
+    least = shape[-1] if whole_rows else 1
+    return dims.dim_min(dims.product(shape), dims.dim_max(TILE_ELEMENTS, least))
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A scratch tile: one element per position, or per row."""
+
+    row: bool
+    dtype: DType
+
+
+def _homes(body: Graph, shape: tuple[Dim, ...]) -> tuple[dict[Value, Tile], list[_Slot]]:
+    """The tile that each value of the body is written to."""
+    last_use: dict[Value, int] = {}
+    for i, n in enumerate(body.nodes):
+        for v in n.inputs:
+            last_use[v] = i
+    chains = _chains(body, last_use)
+    homes: dict[Value, Tile] = {}
+    for j, v in enumerate(body.outputs):
+        for member in chains[v]:
+            homes[member] = Tile("y", j)
+
+    slots: list[_Slot] = []
+    free_after: list[int] = []  # the statement after which each slot is free
+    for i, n in enumerate(body.nodes):
+        if n.output in homes:
+            continue
+        chain = chains[n.output]
+        end = max(last_use.get(v, i) for v in chain)
+        wanted = _Slot(_is_row(n.output, shape), n.output.dtype)
+        for k, slot in enumerate(slots):
+            if slot == wanted and free_after[k] < i:
+                break
+        else:
+            k = len(slots)
+            slots.append(wanted)
+            free_after.append(-1)
+        free_after[k] = end
+        for member in chain:
+            homes[member] = Tile("t", k)
+    return homes, slots
+
+
+def _is_row(v: Value, shape: tuple[Dim, ...]) -> bool:
+    return same(v.shape[-1], 1) and not same(shape[-1], 1)
+
+
+def _chains(body: Graph, last_use: dict[Value, int]) -> dict[Value, list[Value]]:
+    """Runs of values that can share one tile, each computed in place from the one before.
+
+    Returns, for each value, the chain it is in.  Outputs only end chains: they are kept."""
+    inputs, outputs = set(body.inputs), set(body.outputs)
+    chain: dict[Value, list[Value]] = {}
+    for i in range(len(body.nodes) - 1, -1, -1):
+        n = body.nodes[i]
+        mine = chain.setdefault(n.output, [n.output])
+        if n.op.kind is not Kind.ELEMENTWISE:
+            continue
+        for k in n.op.inplace:
+            v = n.inputs[k]
+            if v in inputs or v in outputs or v in chain or last_use[v] != i:
+                continue
+            if v.dtype is n.output.dtype and same_shape(v.shape, n.output.shape):
+                mine.append(v)
+                chain[v] = mine
+                break
+    return chain
+
+
+def first_write(step: FusedStep, result: int) -> int:
+    """The first statement that writes the tile of a result."""
+    tile = Tile("y", result)
+    return next(i for i, s in enumerate(step.statements) if s.result == tile)
+
+
+def last_read(step: FusedStep, operand: int) -> int:
+    """The last statement that reads the tile of an operand, -1 if none does."""
+    tile = Tile("x", operand)
+    return max((i for i, s in enumerate(step.statements) if tile in s.operands), default=-1)

@@ -1,0 +1,232 @@
+"""Exact lifetimes and in-place reuse: Schedule -> the buffers of the arena.
+
+Time counts steps, those inside loops one by one; a buffer lives in [start, end).  Invariant: at no
+time does a storage hold something that is still to be read while something else is written to
+it; a result takes over a dying operand's storage only where the op allows it element by element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from retrograde.compiler.ir.dims import same
+from retrograde.compiler.ir.graph import TensorType, same_shape
+from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.plan.fused import first_write, last_read
+from retrograde.compiler.plan.steps import (
+    CopyStep,
+    FusedStep,
+    LoopStep,
+    MatmulStep,
+    OpStep,
+    Schedule,
+    Step,
+    Tile,
+    reads,
+    writes,
+)
+from retrograde.compiler.plan.views import Operand, Storage, View, new_view
+
+
+@dataclass
+class Life:
+    """First write and last access of a storage, in steps; both inclusive."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Liveness:
+    """The lifetimes of all storages, the number of steps, and who shares whose place."""
+
+    lives: dict[Storage, Life]
+    steps: int
+    merged: dict[Storage, Storage]  # storage -> the one it lies in
+
+    def home(self, storage: Storage) -> Storage:
+        """The storage that `storage` lies in, itself if it was not merged."""
+        while storage in self.merged:
+            storage = self.merged[storage]
+        return storage
+
+    def buffers(self) -> list[Storage]:
+        """The storages that need a place of their own, in order of birth."""
+        own = [s for s in self.lives if s not in self.merged]
+        return sorted(own, key=lambda s: (self.lives[s].first, s.id))
+
+
+def analyse(schedule: Schedule, inplace: bool = True) -> tuple[Schedule, Liveness]:
+    """Lifetimes with in-place reuse, and the schedule with copies for donations that need one.
+
+    With `inplace=False` nothing is shared except donated state, which is what it means."""
+    schedule = _with_donation_copies(schedule)
+    lives, steps = _lifetimes(schedule)
+    merged: dict[Storage, Storage] = {}
+    liveness = Liveness(lives, steps, merged)
+    for storage, state in schedule.merged:
+        merged[storage] = state
+        _extend(lives, state, lives[storage])
+    if inplace:
+        for position, step, _ in walk(schedule.steps):
+            _share(liveness, step, position)
+    return schedule, liveness
+
+
+def walk(steps: Sequence[Step], start: int = 0) -> Iterator[tuple[int, Step, int]]:
+    """(position, step, end): a loop comes first with the position after its last turn's work.
+
+    Each loop takes a position before its body and one after it."""
+    position = start
+    for step in steps:
+        if isinstance(step, LoopStep):
+            inner = list(walk(step.body, position + 1))
+            end = (inner[-1][2] + 1) if inner else position + 1
+            yield position, step, end
+            yield from inner
+            position = end + 1
+        else:
+            yield position, step, position
+            position += 1
+
+
+def _lifetimes(schedule: Schedule) -> tuple[dict[Storage, Life], int]:
+    lives: dict[Storage, Life] = {}
+
+    def touch(view: Operand, at: int) -> None:
+        if isinstance(view, View):
+            life = lives.setdefault(view.storage, Life(at, at))
+            life.first, life.last = min(life.first, at), max(life.last, at)
+
+    for view in schedule.inputs:
+        touch(view, 0)
+    last = 0
+    for position, step, end in walk(schedule.steps):
+        last = max(last, end)
+        for view in (*reads(step), *writes(step)):
+            touch(view, position)
+            touch(view, end)  # what a loop uses from outside stays while it turns
+        if isinstance(step, LoopStep):
+            for _, place in step.slices:
+                touch(place, position)
+                touch(place, end)
+            for operand, _ in (*step.updates, *step.stacked):
+                touch(operand, end)
+    for view in schedule.outputs:
+        touch(view, last + 1)
+    return lives, last + 2
+
+
+def _extend(lives: dict[Storage, Life], storage: Storage, other: Life) -> None:
+    life = lives[storage]
+    life.first, life.last = min(life.first, other.first), max(life.last, other.last)
+
+
+def _with_donation_copies(schedule: Schedule) -> Schedule:
+    """Merges each donated input with its new value where that is safe, else appends a copy."""
+    lives, _ = _lifetimes(schedule)
+    makers: dict[Storage, tuple[int, Step]] = {}
+    for position, step, _ in walk(schedule.steps):
+        for view in writes(step):
+            makers[view.storage] = (position, step)
+    merged: list[tuple[Storage, Storage]] = []
+    saves: list[Step] = []  # old states that are returned, before anything overwrites them
+    copies: list[Step] = []
+    taken: set[Storage] = set()
+    outputs = list(schedule.outputs)
+    updated = {output: schedule.inputs[input] for output, input in schedule.donated}
+    for i, new in enumerate(outputs):
+        old = updated.get(i)
+        if isinstance(new, View) and new.storage.kind == "state" and not (old and old.equals(new)):
+            saved = new_view(TensorType(new.dtype, new.shape), "value", "old state")
+            saves.append(CopyStep(new, saved, "a state that is returned as it was"))
+            outputs[i] = new = saved
+        if old is None or old.equals(new):
+            continue
+        maker = makers.get(new.storage) if isinstance(new, View) else None
+        if (
+            isinstance(new, View)
+            and maker is not None
+            and new.storage.kind == "value"
+            and new.storage not in taken
+            and lives[old.storage].last <= maker[0]
+            and _takes_over(maker[1], old, new)
+        ):
+            taken.add(new.storage)
+            merged.append((new.storage, old.storage))
+        else:
+            copies.append(CopyStep(new, old, "donated state that is read after its update"))
+        outputs[i] = old
+    return Schedule(
+        schedule.name,
+        (*schedule.steps, *saves, *copies),
+        schedule.inputs,
+        tuple(outputs),
+        schedule.donated,
+        tuple(merged),
+    )
+
+
+def _takes_over(step: Step, old: View, new: View) -> bool:
+    """Whether `step` may write `new` where it reads `old`."""
+    if not (new.whole and old.whole) or not same(new.storage.bytes, old.storage.bytes):
+        return False
+    if new.dtype is not old.dtype or not same_shape(new.shape, old.shape):
+        return False
+    if any(v.storage is old.storage and not old.equals(v) for v in reads(step)):
+        return False
+    if isinstance(step, OpStep):
+        if step.node.op.kind is not Kind.ELEMENTWISE:
+            return not any(v.storage is old.storage for v in reads(step))
+        places = [i for i, x in enumerate(step.operands) if old.equals(x)]
+        return all(i in step.node.op.inplace for i in places)
+    if isinstance(step, FusedStep):
+        return _fused_takes_over(step, old, new)
+    if isinstance(step, (CopyStep, MatmulStep)):
+        return not any(v.storage is old.storage for v in reads(step))
+    return False
+
+
+def _fused_takes_over(step: FusedStep, old: View, new: View) -> bool:
+    result = next(j for j, v in enumerate(step.results) if v.storage is new.storage)
+    written = first_write(step, result)
+    for i, x in enumerate(step.operands):
+        if not old.equals(x):
+            continue
+        read = last_read(step, i)
+        if read > written:
+            return False
+        if read == written:
+            statement = step.statements[read]
+            tile = Tile("x", i)
+            places = [k for k, t in enumerate(statement.operands) if t == tile]
+            if not all(k in statement.node.op.inplace for k in places):
+                return False
+            if statement.node.op.kind is not Kind.ELEMENTWISE:
+                return False
+    return True
+
+
+def _share(liveness: Liveness, step: Step, position: int) -> None:
+    """Lets the results of an elementwise or fused step take over operands that die in it."""
+    if isinstance(step, (LoopStep, CopyStep, MatmulStep)):
+        return
+    if isinstance(step, OpStep) and step.node.op.kind is not Kind.ELEMENTWISE:
+        return
+    lives = liveness.lives
+    for new in step.results:
+        storage = new.storage
+        if storage in liveness.merged or storage.kind != "value" or lives[storage].first < position:
+            continue
+        for old in reads(step):
+            home = liveness.home(old.storage)
+            if home.kind not in ("value", "input") or home is storage:
+                continue
+            if lives[home].last != position or not _takes_over(step, old, new):
+                continue
+            if any(liveness.home(v.storage) is home and not old.equals(v) for v in reads(step)):
+                continue
+            liveness.merged[storage] = home
+            _extend(lives, home, lives[storage])
+            break

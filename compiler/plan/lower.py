@@ -1,0 +1,250 @@
+"""Lowering: an ordered graph -> steps on views.
+
+Input: a graph of primitive ops, fused regions and scans, in the order to run.  Output: a
+`Schedule`.  Invariant: ops that only move elements become views where strides allow; results are
+written where they are wanted (`targets`), so that concatenations and the head transposes of
+attention cost no copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from retrograde.compiler.ir.dims import Dim, same
+from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
+from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.plan.fused import lower_fused
+from retrograde.compiler.plan.matmul import matrices
+from retrograde.compiler.plan.steps import (
+    CopyStep,
+    LoopStep,
+    MatmulStep,
+    OpStep,
+    Schedule,
+    Step,
+)
+from retrograde.compiler.plan.targets import find_targets
+from retrograde.compiler.plan.views import Literal, Operand, View, new_view
+
+
+def lower(graph: Graph, threads: int = 1) -> Schedule:
+    """The schedule of `graph`, its nodes taken in their order."""
+    donated = {i for _, i in graph.aliases}
+    names = graph.input_names or ("",) * len(graph.inputs)
+    inputs = tuple(
+        new_view(v.type, "state" if i in donated else "input", name)
+        for i, (v, name) in enumerate(zip(graph.inputs, names, strict=True))
+    )
+    lowering = _Lowering(threads, dict(zip(graph.inputs, inputs, strict=True)))
+    lowering.run(graph)
+    outputs = tuple(lowering.places[v] for v in graph.outputs)
+    return Schedule(graph.name, tuple(lowering.steps), inputs, outputs, graph.aliases)
+
+
+@dataclass
+class _Lowering:
+    """The state of one walk over a graph: where each value lies, and the steps so far."""
+
+    threads: int
+    places: dict[Value, Operand]
+    steps: list[Step] = field(default_factory=list)
+    targets: dict[Value, View] = field(default_factory=dict)
+    landed: set[Value] = field(default_factory=set)  # values that were written to their target
+
+    def run(self, graph: Graph) -> None:
+        self.targets = find_targets(graph)
+        for node in graph.nodes:
+            self._lower(node)
+
+    def _lower(self, node: Node) -> None:
+        name = node.op.name
+        if name == "constant":
+            self.places[node.output] = Literal(node.attrs["value"], node.attrs["dtype"])
+        elif name in _VIEWS:
+            self._view(node)
+        elif name == "concatenate":
+            self._concatenate(node)
+        elif name == "dot_general" and node.output.dtype.is_float and node.output.dtype.bytes > 2:
+            self._matmul(node)
+        elif name == "fused":
+            operands = [self.places[v] for v in node.inputs]
+            results = [self._result(node, v) for v in node.outputs]
+            self.steps.append(lower_fused(node, operands, results, self.threads))
+        elif name == "scan":
+            self._scan(node)
+        else:
+            self._op(node)
+
+    def _result(self, node: Node, v: Value, unit_stride: bool = False) -> View:
+        """Where `v` is written: its target if it has a usable one, else a storage of its own."""
+        target = self.targets.get(v)
+        if target is not None and (not unit_stride or _unit_stride(target)):
+            self.landed.add(v)
+            self.places[v] = target
+            return target
+        view = new_view(v.type, "value", node.op.name, node.place)
+        self.places[v] = view
+        return view
+
+    def _op(self, node: Node) -> None:
+        elementwise = node.op.kind is Kind.ELEMENTWISE
+        operands = tuple(
+            self.places[v] if elementwise else self._view_of(v, node) for v in node.inputs
+        )
+        results = tuple(self._result(node, v) for v in node.outputs)
+        self.steps.append(OpStep(node, operands, results))
+
+    def _view_of(self, v: Value, node: Node) -> View:
+        """The place of `v`; a constant is written out."""
+        place = self.places[v]
+        if isinstance(place, View):
+            return place
+        view = new_view(TensorType(v.dtype, v.shape), "value", "constant", node.place)
+        self.steps.append(CopyStep(place, view, "a constant operand", node))
+        self.places[v] = view
+        return view
+
+    def _view(self, node: Node) -> None:
+        (source,) = node.inputs
+        out = node.output
+        place = self.places[source]
+        if isinstance(place, Literal):
+            self.places[out] = Literal(place.value, place.dtype, out.shape)
+            return
+        if source in self.landed and out in self.targets:
+            self.landed.add(out)
+            self.places[out] = self.targets[out]
+            return
+        moved = _VIEWS[node.op.name](node, place)
+        if moved is None:
+            result = self._result(node, out)
+            shaped = result.reshaped(source.shape)
+            if shaped is None:  # the target is too scattered for the shape of what is copied
+                self.landed.discard(out)
+                result = self.places[out] = new_view(out.type, "value", node.op.name, node.place)
+                shaped = result.reshaped(source.shape)
+            assert shaped is not None
+            self.steps.append(CopyStep(place, shaped, "no strides give this shape", node))
+            return
+        self.places[out] = moved
+
+    def _concatenate(self, node: Node) -> None:
+        axis = node.attrs["axis"]
+        out = self._result(node, node.output)
+        start: Dim = 0
+        for v in node.inputs:
+            if v not in self.landed:
+                part = part_of(out, axis, start, v.shape)
+                self.steps.append(CopyStep(self.places[v], part, "concatenation", node))
+            start = start + v.shape[axis]
+
+    def _matmul(self, node: Node) -> None:
+        operands: list[View] = []
+        for wanted in matrices(node, [self._view_of(v, node) for v in node.inputs]):
+            if isinstance(wanted, View):
+                operands.append(wanted)
+                continue
+            source, shape = wanted
+            type = TensorType(source.dtype, source.shape)
+            copy = new_view(type, "scratch", "packed operand", node.place)
+            self.steps.append(CopyStep(source, copy, "BLAS needs a unit stride", node))
+            packed = copy.reshaped(shape)
+            assert packed is not None
+            operands.append(packed)
+        left, right = operands
+        shape = (*left.shape[:-1], right.shape[-1])
+        result = self._result(node, node.output, unit_stride=True)
+        matrix = result.reshaped(shape)
+        if matrix is None or not _unit_stride(matrix):
+            self.landed.discard(node.output)
+            result = new_view(node.output.type, "value", node.op.name, node.place)
+            self.places[node.output] = result
+            matrix = result.reshaped(shape)
+        assert matrix is not None
+        self.steps.append(MatmulStep(node, (left, right), (matrix,)))
+
+    def _scan(self, node: Node) -> None:
+        body: Graph = node.attrs["body"]
+        n, m = node.attrs["carries"], node.attrs["carries"] + node.attrs["slices"]
+        inner = _Lowering(self.threads, {})
+        carries, slices = [], []
+        for v, b in zip(node.inputs[:n], body.inputs[:n], strict=True):
+            place = new_view(b.type, "value", "carry", node.place)
+            carries.append((self.places[v], place))
+            inner.places[b] = place
+        for v, b in zip(node.inputs[n:m], body.inputs[n:m], strict=True):
+            place = new_view(b.type, "value", "slice", node.place)
+            slices.append((self._view_of(v, node), place))
+            inner.places[b] = place
+        captured = []
+        for v, b in zip(node.inputs[m:], body.inputs[m:], strict=True):
+            inner.places[b] = self.places[v]
+            place_of = self.places[v]
+            if isinstance(place_of, View):
+                captured.append(place_of)
+        inner.run(body)
+        results = [inner.places[v] for v in body.outputs]
+        homes = {place.storage for _, place in carries}
+        for i, (r, (_, own)) in enumerate(zip(results[:n], carries, strict=False)):
+            if isinstance(r, View) and r.storage in homes and not r.equals(own):
+                results[i] = inner.kept(r, node)  # another carry's place: save before it changes
+        stacked = []
+        for r, v in zip(results[n:], node.outputs[n:], strict=True):
+            stacked.append((r, self._result(node, v)))
+        for v, (_, place) in zip(node.outputs[:n], carries, strict=True):
+            self.places[v] = place
+        updates = tuple(
+            (r, own) for r, (_, own) in zip(results[:n], carries, strict=False) if not own.equals(r)
+        )
+        self.steps.append(
+            LoopStep(
+                node, node.attrs["length"], node.attrs["reverse"], tuple(carries), tuple(slices),
+                tuple(inner.steps), updates, tuple(stacked), tuple(captured),
+            )
+        )  # fmt: skip
+
+    def kept(self, view: View, node: Node) -> View:
+        """A copy of `view` that outlives a change of its storage."""
+        copy = new_view(TensorType(view.dtype, view.shape), "value", "carry", node.place)
+        self.steps.append(CopyStep(view, copy, "carries that change places", node))
+        return copy
+
+
+def part_of(whole: View, axis: int, start: Dim, shape: Sequence[Dim]) -> View:
+    """The part of a concatenation that begins at `start` along `axis`."""
+    starts = tuple(start if i == axis else 0 for i in range(len(shape)))
+    return whole.sliced(starts, (1,) * len(shape), shape)
+
+
+def _unit_stride(view: View) -> bool:
+    return not view.shape or same(view.strides[-1], 1) or same(view.shape[-1], 1)
+
+
+def _reshaped(node: Node, place: View) -> View | None:
+    return place.reshaped(node.attrs["shape"])
+
+
+def _transposed(node: Node, place: View) -> View:
+    return place.transposed(node.attrs["perm"])
+
+
+def _broadcast(node: Node, place: View) -> View:
+    return place.broadcast(node.attrs["shape"])
+
+
+def _sliced(node: Node, place: View) -> View:
+    return place.sliced(node.attrs["start"], node.attrs["step"], node.output.shape)
+
+
+def _flipped(node: Node, place: View) -> View:
+    return place.flipped(node.attrs["axes"])
+
+
+_VIEWS = {
+    "reshape": _reshaped,
+    "transpose": _transposed,
+    "broadcast_to": _broadcast,
+    "slice": _sliced,
+    "flip": _flipped,
+}

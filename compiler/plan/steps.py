@@ -1,0 +1,138 @@
+"""The steps of a schedule: what a device does, in order, on views of the arena.
+
+Invariant: a step reads its operands and writes its results and its scratch, nothing else; views
+already say where everything lies, so a printer only has to spell the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.graph import Node
+from retrograde.compiler.plan.views import Operand, Storage, View
+
+
+@dataclass(frozen=True, eq=False)
+class OpStep:
+    """One op, lowered by its kind or evaluated by its reference."""
+
+    node: Node
+    operands: tuple[Operand, ...]
+    results: tuple[View, ...]
+    scratch: tuple[View, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class CopyStep:
+    """`result[...] = operand`; `why` says what made the copy necessary."""
+
+    operand: Operand
+    result: View
+    why: str
+    node: Node | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MatmulStep:
+    """A batched matrix product of views shaped (batch…, m, k), (batch…, k, n), (batch…, m, n)."""
+
+    node: Node
+    operands: tuple[View, View]
+    results: tuple[View]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A variable of a fused step: the tile of operand, result or scratch `index`."""
+
+    role: str  # "x", "y" or "t"
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.role}{self.index}"
+
+
+@dataclass(frozen=True, eq=False)
+class Statement:
+    """One op of a fused step, on tiles."""
+
+    node: Node
+    operands: tuple[Tile, ...]
+    result: Tile
+
+
+@dataclass(frozen=True, eq=False)
+class FusedStep:
+    """Statements that run together on one tile after the other of the space `shape`.
+
+    `rows[k]` tells that scratch `k` holds one element per row."""
+
+    node: Node
+    shape: tuple[Dim, ...]
+    operands: tuple[Operand, ...]
+    results: tuple[View, ...]
+    scratch: tuple[View, ...]
+    rows: tuple[bool, ...]
+    statements: tuple[Statement, ...]
+    whole_rows: bool  # the last axis is reduced over, so tiles hold it whole
+
+
+@dataclass(frozen=True, eq=False)
+class LoopStep:
+    """A loop over time.  Before it: carries are set; each turn: slices in, body, results out."""
+
+    node: Node
+    length: Dim
+    reverse: bool
+    carries: tuple[tuple[Operand, View], ...]  # (initial value, the carry's place)
+    slices: tuple[tuple[View, View], ...]  # (stacked operand, its place within a turn)
+    body: tuple[Step, ...]
+    updates: tuple[tuple[Operand, View], ...]  # (new carry, the carry's place)
+    stacked: tuple[tuple[Operand, View], ...]  # (a turn's result, the stacked result)
+    captured: tuple[View, ...]  # read by the body, defined outside
+
+
+Step = OpStep | CopyStep | MatmulStep | FusedStep | LoopStep
+
+
+def reads(step: Step) -> Iterator[View]:
+    """The views that a step reads (of a loop: those from outside of it)."""
+    if isinstance(step, CopyStep):
+        operands: Sequence[Operand] = (step.operand,)
+    elif isinstance(step, LoopStep):
+        operands = (
+            *(x for x, _ in step.carries), *(x for x, _ in step.slices), *step.captured
+        )  # fmt: skip
+    else:
+        operands = step.operands
+    return (x for x in operands if isinstance(x, View))
+
+
+def writes(step: Step) -> Iterator[View]:
+    """The views that a step writes, scratch included (of a loop: those read after it)."""
+    if isinstance(step, CopyStep):
+        yield step.result
+    elif isinstance(step, LoopStep):
+        yield from (place for _, place in step.carries)
+        yield from (place for _, place in step.stacked)
+    else:
+        yield from step.results
+        if not isinstance(step, MatmulStep):
+            yield from step.scratch
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Steps in order, with the places of the graph's inputs and outputs.
+
+    `donated` holds (output index, input index) pairs; those inputs are state and lie in the
+    persistent part of the arena."""
+
+    name: str
+    steps: tuple[Step, ...]
+    inputs: tuple[View, ...]
+    outputs: tuple[Operand, ...]
+    donated: tuple[tuple[int, int], ...]
+    merged: tuple[tuple[Storage, Storage], ...] = ()  # (a storage, the one whose place it takes)

@@ -1,0 +1,80 @@
+"""The CuPy device: the same schedules on an NVIDIA GPU.
+
+Invariant: cupy is imported here alone, when a device is made; without a GPU that is a DeviceError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from retrograde.compiler.errors import DeviceError
+from retrograde.runtime.device import Bound, HostArray
+
+
+class CupyArena:
+    """One allocation of device memory, and views of it."""
+
+    def __init__(self, xp: Any, special: Callable[[], Any], bytes: int) -> None:
+        self.xp = xp
+        self.bytes = bytes
+        self._special = special
+        self.memory = xp.zeros(max(bytes, 1), dtype=np.uint8)
+
+    def view(
+        self, offset: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...] | None
+    ) -> Any:
+        if 0 in shape:  # may lie at the very end of the arena
+            return self.xp.empty(shape, dtype)
+        return self.xp.ndarray(shape, dtype, self.memory.data + offset, strides)
+
+    def fill(self, offset: int, bytes: int) -> None:
+        self.memory[offset : offset + bytes] = 0xFF
+
+    def special(self) -> Any:
+        return self._special()
+
+
+class CupyDevice:
+    """Runs schedules with CuPy.  `module` and `special` are cupy and cupyx.scipy.special."""
+
+    name = "cupy"
+
+    def __init__(self, module: Any = None, special: Any = None) -> None:
+        if module is None:
+            module, special = _import_cupy()
+        self.xp = module
+        self._special = special
+
+    def allocate(self, bytes: int) -> CupyArena:
+        return CupyArena(self.xp, lambda: self._special, bytes)
+
+    def copy_arena(self, source: CupyArena, target: CupyArena, bytes: int) -> None:
+        target.memory[:bytes] = source.memory[:bytes]
+
+    def bind(self, bind: Callable[..., Bound], arena: CupyArena, *arguments: Any) -> Bound:
+        return bind(arena, *arguments)
+
+    def write(self, target: Any, value: HostArray) -> None:
+        target.set(np.ascontiguousarray(value).reshape(target.shape))
+
+    def read(self, source: Any) -> HostArray:
+        found: HostArray = self.xp.ascontiguousarray(source).get()
+        return found
+
+
+def _import_cupy() -> tuple[Any, Any]:
+    try:
+        import cupy
+        import cupyx.scipy.special
+    except ImportError as error:
+        raise DeviceError(
+            "the cupy backend needs CuPy: pip install 'retrograde[gpu]', or use backend='numpy'"
+        ) from error
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # the CUDA runtime raises its own classes
+        raise DeviceError(f"CuPy finds no usable GPU ({error}): use backend='numpy'") from error
+    return cupy, cupyx.scipy.special

@@ -1,0 +1,141 @@
+"""Running programs: arrays in, arrays out.
+
+An `Executable` owns one arena.  `run` binds sizes (once per size, kept), copies the inputs in, runs
+the schedule and hands out fresh arrays.  Invariant: state lies at the bottom of the arena at the same
+offsets for every size, and a run that fails before its updates leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retrograde.compiler.errors import DataError, ShapeError
+from retrograde.compiler.program import MemoryPlan, PeakForm, Program
+from retrograde.runtime.device import Bound, Device, HostArray
+
+KEPT_SIZES = 32  # bound sizes that are kept; more are bound again when they come back
+
+
+@dataclass
+class _Bound:
+    """The program at one size."""
+
+    run: Any
+    inputs: list[Any]
+    outputs: list[Any]
+    height: int
+    state_bytes: int
+
+
+class Executable:
+    """A program on a device.  One run at a time; others wait.  `clone()` for more."""
+
+    def __init__(self, program: Program, device: Device, poison: bool = False) -> None:
+        self.program = program
+        self.device = device
+        self.poison = poison
+        self._arena: Any = None
+        self._bound: OrderedDict[tuple[int, ...], _Bound] = OrderedDict()
+        self._lock = threading.Lock()
+        self._loaded: Callable[..., Bound] | None = None
+        self._donated = [i for i, p in enumerate(program.inputs) if p.donated]
+        self._given = [i for i, p in enumerate(program.inputs) if not p.donated]
+        self._held: list[HostArray] | None = None  # state that waits for the first binding
+
+    @property
+    def arena_bytes(self) -> int:
+        """What is allocated now."""
+        return 0 if self._arena is None else int(self._arena.bytes)
+
+    def run(self, arrays: Sequence[HostArray], sizes: Mapping[str, int]) -> list[HostArray]:
+        """Runs on the inputs that are not state, in order; returns the outputs likewise."""
+        if len(arrays) != len(self._given):
+            raise ShapeError(f"{self.program.name} takes {len(self._given)} arrays: {len(arrays)}")
+        with self._lock:
+            bound = self._bind(sizes)
+            if self.poison:
+                transient = bound.height - bound.state_bytes
+                self._arena.fill(bound.state_bytes, transient)
+            for i, array in zip(self._given, arrays, strict=True):
+                self.device.write(bound.inputs[i], array)
+            try:
+                bound.run()
+            except (IndexError, ValueError) as error:
+                raise DataError(f"{self.program.name}: {error}") from error
+            return [self.device.read(bound.outputs[o]) for o in self.program.returned]
+
+    def state(self) -> list[HostArray]:
+        """Copies of the donated inputs as they are now."""
+        with self._lock:
+            if self._held is not None:
+                return [x.copy() for x in self._held]
+            bound = next(reversed(self._bound.values()))
+            return [self.device.read(bound.inputs[i]) for i in self._donated]
+
+    def set_state(self, arrays: Sequence[HostArray]) -> None:
+        """Replaces the donated inputs; shapes and dtypes are the caller's to check."""
+        if len(arrays) != len(self._donated):
+            raise ShapeError(f"{len(self._donated)} state arrays are needed, got {len(arrays)}")
+        with self._lock:
+            if not self._bound:
+                self._held = [x.copy() for x in arrays]
+                return
+            bound = next(reversed(self._bound.values()))
+            for i, x in zip(self._donated, arrays, strict=True):
+                self.device.write(bound.inputs[i], x)
+
+    def plan(self, sizes: Mapping[str, int]) -> MemoryPlan:
+        """The memory plan at `sizes`."""
+        return self.program.plan(sizes)
+
+    def peak(self) -> PeakForm:
+        """The peak in closed form."""
+        return self.program.peak()
+
+    def clone(self) -> Executable:
+        """Another executable of the same program, with an arena and a copy of the state."""
+        other = Executable(self.program, self.device, self.poison)
+        if self._donated and (self._bound or self._held is not None):
+            other.set_state(self.state())
+        return other
+
+    def _bind(self, sizes: Mapping[str, int]) -> _Bound:
+        key = tuple(sizes[s.name] for s in self.program.symbols)
+        found = self._bound.get(key)
+        if found is not None:
+            self._bound.move_to_end(key)
+            return found
+        offsets, state, height = self.program.layout(sizes)
+        self._grow(height, state)
+        bytes = self.program.buffer_bytes(sizes)
+        run, inputs, outputs = self.device.bind(self._load(), self._arena, offsets, bytes, *key)
+        bound = self._bound[key] = _Bound(run, inputs, outputs, height, state)
+        while len(self._bound) > KEPT_SIZES:
+            self._bound.popitem(last=False)
+        if self._held is not None:
+            for i, x in zip(self._donated, self._held, strict=True):
+                self.device.write(inputs[i], x)
+            self._held = None
+        return bound
+
+    def _load(self) -> Callable[..., Bound]:
+        """The `bind` function of the program's source, compiled once."""
+        if self._loaded is None:
+            namespace: dict[str, Any] = {}
+            exec(compile(self.program.source, f"<{self.program.name}>", "exec"), namespace)
+            self._loaded = namespace["bind"]
+        return self._loaded
+
+    def _grow(self, height: int, state: int) -> None:
+        """Makes the arena at least `height` bytes; what was bound in a smaller one is bound anew."""
+        if self._arena is not None and self._arena.bytes >= height:
+            return
+        grown = self.device.allocate(height)
+        if self._arena is not None:
+            self.device.copy_arena(self._arena, grown, state)
+            self._bound.clear()
+        self._arena = grown

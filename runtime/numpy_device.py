@@ -1,0 +1,72 @@
+"""The NumPy device: one anonymous mapping as the arena, NumPy arrays as views of it.
+
+Invariant: the arena is the only large allocation; its pages are the process's own until it goes.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from retrograde.runtime.device import Bound, HostArray
+
+POISON = np.array([0xFF, 0xFF, 0xFF, 0x7F], np.uint8)  # NaN in f32, huge or NaN in other types
+
+
+class NumpyArena:
+    """Zeroed pages from the operating system, aligned to a page, and views of them."""
+
+    xp = np
+
+    def __init__(self, bytes: int) -> None:
+        self.bytes = bytes
+        self.map = mmap.mmap(-1, max(bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE") and bytes >= 1 << 21:
+            self.map.madvise(mmap.MADV_HUGEPAGE)
+
+    def view(
+        self, offset: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...] | None
+    ) -> Any:
+        if 0 in shape:  # may lie at the very end of the arena
+            return np.empty(shape, dtype)
+        return np.ndarray(shape, dtype, self.map, offset, strides)
+
+    def fill(self, offset: int, bytes: int) -> None:
+        if bytes:
+            np.ndarray((bytes,), np.uint8, self.map, offset)[:] = np.resize(POISON, bytes)
+
+    def special(self) -> Any:
+        import scipy.special
+
+        return scipy.special
+
+
+class NumpyDevice:
+    """Runs schedules with NumPy on the CPU."""
+
+    name = "numpy"
+
+    def allocate(self, bytes: int) -> NumpyArena:
+        return NumpyArena(bytes)
+
+    def copy_arena(self, source: NumpyArena, target: NumpyArena, bytes: int) -> None:
+        target.map[:bytes] = source.map[:bytes]
+
+    def bind(self, bind: Callable[..., Bound], arena: NumpyArena, *arguments: Any) -> Bound:
+        run, inputs, outputs = bind(arena, *arguments)
+
+        def quiet() -> None:
+            with np.errstate(all="ignore"):
+                run()
+
+        return quiet, inputs, outputs
+
+    def write(self, target: Any, value: HostArray) -> None:
+        np.copyto(target, value)
+
+    def read(self, source: Any) -> HostArray:
+        found: HostArray = np.array(source, order="C", copy=True)
+        return found
