@@ -64,14 +64,18 @@ def _add_flat(out: Any, idx: Any, rows: Any) -> None:
     width = out.size // size
     flat = out.reshape(-1)
     rows = rows.reshape(len(idx), width)
-    columns = np.arange(width)
-    count = max(1, BLOCK_BYTES // (8 * width))
+    count = min(len(idx), max(1, BLOCK_BYTES // (16 * width)))
+    columns = np.empty((count, width), np.intp)
+    columns[...] = np.arange(width)
+    block = np.empty_like(columns)
     for first in range(0, len(idx), count):
         part = idx[first : first + count].astype(np.intp)
         part[part < 0] += size
         part *= width
-        at = (part[:, None] + columns).reshape(-1) if width > 1 else part
-        np.add.at(flat, at, rows[first : first + count].reshape(-1))
+        at = block[: len(part)]
+        at[...] = part[:, None]  # a broadcast sum instead would allocate buffers of its own
+        at += columns[: len(part)]
+        np.add.at(flat, at.reshape(-1), rows[first : first + count].reshape(-1))
 
 
 def _add_halves(out: Any, idx: Any, rows: Any) -> None:

@@ -1,4 +1,4 @@
-"""dot_general against einsum: every arrangement of axes, every dtype, empty sums, symbolic sizes."""
+"""dot_general against einsum: all arrangements of axes, dtypes, empty sums, symbolic sizes."""
 
 from __future__ import annotations
 
