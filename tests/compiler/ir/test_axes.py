@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from retrograde.compiler.ir import dims, dtypes
@@ -12,9 +13,12 @@ from retrograde.compiler.ir.axes import UNKNOWN, AxisSource, aligned, provenance
 from retrograde.compiler.ir.builder import Builder, new_value, next_id
 from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.graph import Graph, Node, TensorType
+from retrograde.compiler.ir.interpreter import evaluate
 from retrograde.compiler.ir.op import Op
 from retrograde.compiler.ir.registry import Kind, NotDifferentiable, lookup
 from retrograde.compiler.passes.backward import Backward
+from tests.compiler.ops.harness import build as op_graph
+from tests.compiler.ops.samples import SAMPLES
 
 B, T = dims.dim("B"), dims.dim("T")
 F32, I32 = dtypes.f32, dtypes.i32
@@ -155,6 +159,30 @@ def test_an_outer_difference_is_told_apart_and_its_diagonal_sum_is_not(build: Bu
     assert len(one) == 2
 
 
+def test_merging_query_and_key_axes_does_not_blur_them(build: Build) -> None:
+    def fn(x: Any) -> Any:
+        scores = lookup("dot_general")(x, x, contract=((2,), (2,)), batch=((0,), (0,)))
+        flat = lookup("tanh")(lookup("reshape")(scores, shape=(B, T * T)))
+        return lookup("reshape")(flat, shape=(B, T, T)), scores
+
+    graph = build(fn, f32(B, T, 4), names=("x",))
+    found = provenance(graph)
+    again, scores = (found[v] for v in graph.outputs)
+    assert again == scores
+    assert not aligned(again[1], again[2])
+
+
+def test_time_and_an_axis_captured_from_the_same_input_are_told_apart(build: Build) -> None:
+    def fn(x: Any) -> Any:  # outer product by a loop: x[t] * x
+        return L("scan")(x, x, body=step, carries=0, slices=1, length=T)
+
+    step = build(lambda x, c: c * x, f32(), f32(T))
+    graph = build(fn, f32(T), names=("x",))
+    row, column = provenance(graph)[graph.outputs[0]]
+    assert shown(graph, row) == shown(graph, column) == "x.0"
+    assert not aligned(row, column)
+
+
 L = lookup
 CASES: dict[str, tuple[Callable[..., Any], tuple[TensorType, ...], list[str]]] = {
     "elementwise": (lambda x, y: x * y, (f32(B, 3), f32(3)), ["x.0", "x.1 y.0"]),
@@ -277,3 +305,73 @@ def test_nothing_is_claimed_of_an_op_without_a_rule() -> None:
     assert found[y] == (frozenset({UNKNOWN}), frozenset({UNKNOWN}))
     assert not aligned(found[y][0], found[y][0])
     assert aligned(found[x][0], found[x][0])
+
+
+def ones(*shape: Any) -> Any:
+    return L("broadcast_to")(L("constant")(value=1.0, dtype=F32), shape=shape)
+
+
+VARYING: dict[str, tuple[Callable[..., Any], list[str]]] = {
+    "cumsum": (lambda: L("cumsum")(ones(2, 3), axis=1), ["", "cumsum.1"]),
+    "pad": (
+        lambda: L("pad")(ones(2, 3), low=(0, 1), high=(0, 0), interior=(0, 0)), ["", "pad.1"],
+    ),
+    "set_slice": (
+        lambda: L("set_slice")(ones(2, 3), ones(2, 1) * 2, start=(0, 2), step=(1, 1)),
+        ["", "set_slice.1"],
+    ),
+    "concatenate": (
+        lambda: L("concatenate")(ones(2, 3), -ones(2, 1), axis=1), ["", "concatenate.1"],
+    ),
+    "argsort": (lambda: L("argsort")(ones(2, 3), axis=1), ["", "argsort.1"]),
+    "scatter_add": (
+        lambda: L("scatter_add")(ones(5, 3), ones(2, 3), L("iota")(size=2, dtype=I32), axes=(0,)),
+        ["scatter_add.0", ""],
+    ),
+    "linear_recurrence": (
+        lambda: L("linear_recurrence")(ones(2, 3), ones(2, 3), axis=0), ["linear_recurrence.0", ""],
+    ),
+    "flip": (lambda: L("flip")(ones(2, 3), axes=(1,)), ["", ""]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", VARYING)
+def test_ops_that_make_ones_vary_are_a_source(build: Build, op: str) -> None:
+    fn, expected = VARYING[op]
+    graph = build(fn)
+    (y,) = evaluate(graph, [])
+    assert [shown(graph, s) for s in provenance(graph)[graph.outputs[0]]] == expected
+    for axis, source in enumerate(expected):
+        assert np.array_equal(y, np.flip(y, axis)) == (source == "")
+
+
+WITHOUT_A_RULE: set[str] = set()
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_what_is_said_to_be_stretched_does_not_change(name: str) -> None:
+    """Over every op and its gradient: an axis without sources carries one value."""
+    for sample in SAMPLES[name]:
+        operands = sample.operands()
+        graph = op_graph(name, operands, sample.attrs)
+        by = tuple(i for i, v in enumerate(graph.inputs) if v.dtype.is_float)
+        of = tuple(i for i, v in enumerate(graph.outputs) if v.dtype.is_float)
+        graph = Backward(of, by)(graph)
+        seeds = [np.ones(graph.inputs[len(operands) + k].shape) for k in range(len(of))]
+        found = provenance(graph)
+        seen: list[tuple[Node, tuple[Any, ...]]] = []
+        evaluate(graph, [*operands, *seeds], trace=lambda *made, seen=seen: seen.append(made))
+        for v, array in ((v, x) for n, xs in seen for v, x in zip(n.outputs, xs, strict=True)):
+            if v not in found:
+                continue  # of a sub-graph
+            assert len(found[v]) == array.ndim
+            for axis, sources in enumerate(found[v]):
+                if not sources and array.shape[axis] > 1:
+                    first = np.take(array, [0], axis)
+                    np.testing.assert_array_equal(array, np.broadcast_to(first, array.shape))
+        unclaimed = {
+            n.op.name for n in graph.nodes for v in n.outputs
+            if any(UNKNOWN in s for s in found[v])
+            and not any(UNKNOWN in s for i in n.inputs for s in found[i])
+        }  # fmt: skip
+        assert unclaimed <= WITHOUT_A_RULE
