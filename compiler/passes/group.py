@@ -117,7 +117,9 @@ class _Clustering:
                 self.home[v] = target
         self.clusters[c.index] = None
         old, new = 1 << c.index, 1 << target.index
-        for other in self._alive():
+        for other in self.clusters[c.index + 1 :]:  # only later clusters can depend on this one
+            if other is None:
+                continue
             if other.above & old:
                 other.above = (other.above & ~old) | new
             if c.index in other.direct:
@@ -134,9 +136,6 @@ class _Clustering:
             i != above.index and (c := self.clusters[i]) is not None and c.above & bit
             for i in below.direct
         )
-
-    def _alive(self) -> Iterable[_Cluster]:
-        return (c for c in self.clusters if c is not None)
 
     def _depend(self, c: _Cluster, reads: Iterable[int]) -> None:
         """Records that `c` reads clusters, for itself and for all that depend on it."""

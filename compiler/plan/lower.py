@@ -76,10 +76,10 @@ class _Lowering:
         else:
             self._op(node)
 
-    def _result(self, node: Node, v: Value, unit_stride: bool = False) -> View:
-        """Where `v` is written: its target if it has a usable one, else a storage of its own."""
+    def _result(self, node: Node, v: Value) -> View:
+        """Where `v` is written: its target if it has one, else a storage of its own."""
         target = self.targets.get(v)
-        if target is not None and (not unit_stride or _unit_stride(target)):
+        if target is not None:
             self.landed.add(v)
             self.places[v] = target
             return target
@@ -154,14 +154,16 @@ class _Lowering:
             operands.append(packed)
         left, right = operands
         shape = (*left.shape[:-1], right.shape[-1])
-        result = self._result(node, node.output, unit_stride=True)
+        result = self._result(node, node.output)
         matrix = result.reshaped(shape)
-        if matrix is None or not _unit_stride(matrix):
+        if matrix is None or not (_unit_stride(matrix) or _unit_stride(_flipped_axes(matrix))):
             self.landed.discard(node.output)
             result = new_view(node.output.type, "value", node.op.name, node.place)
             self.places[node.output] = result
             matrix = result.reshaped(shape)
-        assert matrix is not None
+            assert matrix is not None
+        if not _unit_stride(matrix):  # a target in transposed order: (AB)' = B'A'
+            left, right, matrix = map(_flipped_axes, (right, left, matrix))
         self.steps.append(MatmulStep(node, (left, right), (matrix,)))
 
     def _scan(self, node: Node) -> None:
@@ -215,6 +217,12 @@ def part_of(whole: View, axis: int, start: Dim, shape: Sequence[Dim]) -> View:
     """The part of a concatenation that begins at `start` along `axis`."""
     starts = tuple(start if i == axis else 0 for i in range(len(shape)))
     return whole.sliced(starts, (1,) * len(shape), shape)
+
+
+def _flipped_axes(view: View) -> View:
+    """The matrices of a view, transposed."""
+    n = len(view.shape)
+    return view.transposed((*range(n - 2), n - 1, n - 2))
 
 
 def _unit_stride(view: View) -> bool:

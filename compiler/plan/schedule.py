@@ -102,11 +102,14 @@ def _dependencies(graph: Graph) -> list[set[int]]:
     checks = {i for i, n in enumerate(graph.nodes) if _checks(n) and n.origin.role != "update"}
     updates = {producer[graph.outputs[o]]: i for o, i in graph.aliases
                if graph.outputs[o] in producer}  # fmt: skip
+    readers: dict[Value, set[int]] = {}
+    for i, n in enumerate(graph.nodes):
+        for v in n.inputs:
+            readers.setdefault(v, set()).add(i)
     after = _followers(before)
     for u, state in updates.items():
         below = _reach(u, after)
-        reading = {i for i, n in enumerate(graph.nodes) if graph.inputs[state] in n.inputs}
-        for i in (reading | checks) - below - {u}:
+        for i in (readers.get(graph.inputs[state], set()) | checks) - below - {u}:
             before[u].add(i)
             after[i].append(u)
     return before
