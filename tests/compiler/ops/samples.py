@@ -344,6 +344,11 @@ SAMPLES |= {
         sample(normal(2, 3), normal(2, 3), contract=((0, 1), (0, 1)), batch=((), ())),
         sample(normal(2, 0), normal(0, 3), contract=((1,), (0,)), batch=((), ())),
     ],
+    "row_dot": [
+        sample(normal(2, 3, 4), normal(2, 3, 4)),
+        sample(normal(2, 3, 4), normal(1, 4)),
+        sample(normal(5), normal(5)),
+    ],
 }
 
 # --- composites

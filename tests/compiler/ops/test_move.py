@@ -195,7 +195,7 @@ def windows(draw: Any) -> tuple[tuple[int, ...], tuple[tuple[int, int, int], ...
     return shape, tuple(window)
 
 
-def columns(window: Any) -> dict[str, tuple[int, ...]]:
+def columns(window: Any) -> dict[str, Any]:
     start, stop, step = zip(*window, strict=True) if window else ((), (), ())
     return {"start": start, "stop": stop, "step": step}
 
