@@ -60,8 +60,7 @@ def add_rows(xp: Any, out: Any, idx: Any, rows: Any, wrap: bool = True) -> None:
 
 
 def _add_flat(out: Any, idx: Any, rows: Any) -> None:
-    size = out.shape[0]
-    width = out.size // size
+    width = out.size // out.shape[0]
     flat = out.reshape(-1)
     rows = rows.reshape(len(idx), width)
     count = min(len(idx), max(1, BLOCK_BYTES // (16 * width)))
@@ -70,8 +69,7 @@ def _add_flat(out: Any, idx: Any, rows: Any) -> None:
     block = np.empty_like(columns)
     for first in range(0, len(idx), count):
         part = idx[first : first + count].astype(np.intp)
-        part[part < 0] += size
-        part *= width
+        part *= width  # what counts from the end of the rows counts from the end of `flat` too
         at = block[: len(part)]
         at[...] = part[:, None]  # a broadcast sum instead would allocate buffers of its own
         at += columns[: len(part)]
