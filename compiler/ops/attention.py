@@ -92,8 +92,8 @@ def _causal(queries: Dim, keys: Dim) -> Expr:
 def _decompose(attrs: Attrs, q: Expr, k: Expr, v: Expr, *mask: Expr) -> Expr:
     last = q.ndim - 1
     lead = tuple(range(last - 1))
-    scaled = widened(q) * _scale(attrs, q.shape[-1])
-    scores = dot_general(scaled, widened(k), contract=((last,), (last,)), batch=(lead, lead))
+    scores = dot_general(widened(q), widened(k), contract=((last,), (last,)), batch=(lead, lead))
+    scores = scores * _scale(attrs, q.shape[-1])  # grouped with the softmax; a scaled q is kept
     allowed: Expr | None = _causal(q.shape[-2], k.shape[-2]) if attrs["causal"] else None
     for m in mask:
         allowed = m if allowed is None else lookup("logical_and")(allowed, m)
