@@ -262,7 +262,7 @@ class _Space:
         return holds
 
     def _nowhere_negative(self, coefficients: Array) -> Array:
-        holds: Array = (coefficients >= 0).all(axis=-1)
+        holds: Array = np.asarray((coefficients >= 0).all(axis=-1))
         if self.signed:
             unsigned = (coefficients[..., self.signed] == 0).all(axis=-1)
             np.logical_and(holds, unsigned, out=holds)
