@@ -1,0 +1,219 @@
+"""What became of a graph, in words and numbers: Program and its stages -> text.
+
+Invariant: every number stems from the program itself (its plan, its schedule, the cost of its ops),
+none from a run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from retrograde.compiler.errors import ShapeError
+from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.graph import Graph
+from retrograde.compiler.plan.liveness import Liveness, analyse, walk
+from retrograde.compiler.plan.lower import lower
+from retrograde.compiler.plan.steps import (
+    CopyStep,
+    FusedStep,
+    LoopStep,
+    MatmulStep,
+    OpStep,
+    Schedule,
+    Step,
+)
+from retrograde.compiler.program import MemoryPlan, PlacedBuffer, Program
+
+LARGEST = 10  # buffers and groups of copies that are listed
+
+
+def report(program: Program, stages: Mapping[str, Graph], plan: MemoryPlan | None = None) -> str:
+    """The report of `program`, whose graphs by stage are `stages`, at the sizes of `plan`.
+
+    Without a plan, sizes stay symbols: peaks and work are given in closed form."""
+    if plan is None and not program.symbols:
+        plan = program.plan({})
+    final = list(stages.values())[-1]
+    schedule, liveness = analyse(lower(final), program.reuse)
+    sections = [
+        _passes(stages),
+        _steps(schedule, final, plan),
+        _memory(program, plan),
+        _buffers(program, plan),
+        _in_place(liveness),
+        _copies(schedule, plan),
+    ]
+    title = program.name
+    if plan is not None and plan.sizes:
+        title += " at " + ", ".join(f"{name}={size}" for name, size in plan.sizes.items())
+    return "\n".join([title, *(line for section in sections for line in section)]) + "\n"
+
+
+def _passes(stages: Mapping[str, Graph]) -> list[str]:
+    names = list(stages)
+    first, last = stages[names[0]], stages[names[-1]]
+    lines = ["", f"nodes: {len(first.nodes)} traced, {len(last.nodes)} scheduled"]
+    before = len(first.nodes)
+    for name in names[1:]:
+        after = len(stages[name].nodes)
+        lines.append(f"  {name:<16}{after:>7}  {_change(after - before)}".rstrip())
+        before = after
+    return lines
+
+
+def _change(difference: int) -> str:
+    return f"{difference:+d}" if difference else ""
+
+
+# --- what it does
+
+
+def _steps(schedule: Schedule, graph: Graph, plan: MemoryPlan | None) -> list[str]:
+    every = [step for _, step, _ in walk(schedule.steps)]
+    kinds = Counter(map(_kind, every))
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    lines = ["", f"steps: {len(every)} ({listed})" if every else "steps: none"]
+    work: dict[str, Dim] = {}
+    for node in graph.nodes:
+        types = [v.type for v in node.inputs], [v.type for v in node.outputs]
+        cost = node.op.cost(*types, node.attrs)
+        kind = "products" if node.op.name == "dot_general" else "other"
+        work[kind] = work.get(kind, 0) + cost
+    total = sum(work.values(), 0)
+    if plan is None:
+        lines.append(f"work: {_short(total)} operations")
+        return lines
+    operations = dims.evaluate(total, plan.sizes)
+    share = dims.evaluate(work.get("products", 0), plan.sizes) / max(1, operations)
+    lines.append(f"work: {_count(operations)} operations, {share:.0%} in matrix products")
+    return lines
+
+
+def _kind(step: Step) -> str:
+    if isinstance(step, OpStep):
+        return step.node.op.name
+    names = {
+        CopyStep: "copy",
+        MatmulStep: "matrix product",
+        FusedStep: "fused",
+        LoopStep: "loop",
+    }
+    return names[type(step)]
+
+
+# --- memory
+
+
+def _memory(program: Program, plan: MemoryPlan | None) -> list[str]:
+    lines = ["", "memory"]
+    try:
+        form = str(program.peak())
+    except ShapeError as error:  # a comparison of two terms that cannot be decided
+        form = f"no closed form: {error}"
+    if plan is None:
+        return [*lines, f"  planned peak       {form} bytes"]
+    gap = "proven optimal for this order" if plan.optimal else f"gap {plan.gap_fraction:.2%}"
+    inputs = sum(b.bytes for b in plan.buffers if b.kind == "input")
+    lines += [
+        f"  planned peak       {_bytes(plan.peak_bytes)}",
+        f"    state            {_bytes(plan.state_bytes)}",
+        f"    the rest         {_bytes(plan.peak_bytes - plan.state_bytes)}, "
+        f"{_bytes(inputs)} of inputs among it",
+        f"  most live at once  {_bytes(plan.lower_bound_bytes)}, {gap}",
+        f"  returned on top    {_bytes(plan.output_bytes)}",
+    ]
+    if program.symbols:
+        lines.append(f"  in closed form     {_clipped(form)} bytes")
+    return lines
+
+
+def _buffers(program: Program, plan: MemoryPlan | None) -> list[str]:
+    """The largest buffers, those alike together, each with the line it is for."""
+    if plan is None:
+        return []
+    found: dict[tuple[str, str, str, int], list[PlacedBuffer]] = {}
+    for b in plan.buffers:
+        found.setdefault((b.kind, b.name, b.place, b.bytes), []).append(b)
+    if not found:
+        return []
+    ranked = sorted(found.values(), key=lambda group: -group[0].bytes)
+    lines = ["", f"largest of {len(plan.buffers)} buffers"]
+    for group in ranked[:LARGEST]:
+        first = group[0]
+        times = f" x {len(group)}" if len(group) > 1 else ""
+        life = "always" if first.kind == "state" else f"steps {first.start} to {first.end - 1}"
+        if len(group) > 1 and first.kind != "state":
+            life = "at several times"
+        words = "  ".join(filter(None, (first.kind, first.name, first.place, life)))
+        lines.append(f"  {_bytes(first.bytes):>10}{times}  {words}")
+    return lines
+
+
+def _in_place(liveness: Liveness) -> list[str]:
+    """Results that take over the memory of an operand that dies, and state that is replaced."""
+    state = [s for s, home in liveness.merged.items() if liveness.home(home).kind == "state"]
+    others = len(liveness.merged) - len(state)
+    if not liveness.merged:
+        return ["", "in place: nothing"]
+    lines = ["", f"in place: {len(liveness.merged)} results"]
+    if state:
+        lines.append(f"  {len(state)} are the new value of state, written where the old one was")
+    if others:
+        lines.append(f"  {others} take over an operand that nothing reads afterwards")
+    return lines
+
+
+def _copies(schedule: Schedule, plan: MemoryPlan | None) -> list[str]:
+    groups: dict[tuple[str, str], list[Dim]] = {}
+    for step in _copies_in(schedule.steps):
+        place = step.node.place if step.node else ""
+        size = dims.product(step.result.shape) * step.result.dtype.bytes
+        groups.setdefault((step.why, place), []).append(size)
+    if not groups:
+        return ["copies: none"]
+    count = sum(map(len, groups.values()))
+    lines = [f"copies: {count}"]
+    weighed = [
+        (sum((dims.evaluate(d, plan.sizes) for d in sizes), 0) if plan else 0, why, place, sizes)
+        for (why, place), sizes in groups.items()
+    ]
+    for total, why, place, sizes in sorted(weighed, key=lambda row: -row[0])[:LARGEST]:
+        much = _bytes(total) if plan else _short(sum(sizes, 0)) + " bytes"
+        lines.append(f"  {len(sizes)} x {why}: {much}  {place}".rstrip())
+    if len(weighed) > LARGEST:
+        lines.append(f"  and {len(weighed) - LARGEST} more places")
+    return lines
+
+
+def _copies_in(steps: Sequence[Step]) -> Iterator[CopyStep]:
+    return (step for _, step, _ in walk(steps) if isinstance(step, CopyStep))
+
+
+# --- numbers for people
+
+
+def _bytes(count: int) -> str:
+    """Bytes in binary units with three digits."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{count} B" if unit == "B" else f"{size:.2f} {unit}"
+        size /= 1024
+    raise AssertionError  # the loop always returns
+
+
+def _count(number: int) -> str:
+    for limit, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g} {unit}"
+    return str(number)
+
+
+def _short(d: Dim) -> str:
+    return _clipped(str(d))
+
+
+def _clipped(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[:most]} …"
