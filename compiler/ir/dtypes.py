@@ -18,9 +18,12 @@ from retrograde.compiler.errors import DTypeError
 _KIND_RANK = {"bool": 0, "uint": 1, "int": 1, "float": 2}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DType:
-    """One element type: its short name, kind (bool, uint, int, float) and width in bytes."""
+    """One element type: its short name, kind (bool, uint, int, float) and width in bytes.
+
+    It equals every spelling of itself (`x.dtype == np.float32`, `== "f32"`), and NumPy takes it
+    where it takes a dtype."""
 
     name: str
     kind: str
@@ -30,6 +33,11 @@ class DType:
     def numpy(self) -> np.dtype[Any]:
         """The NumPy dtype (bfloat16 comes from ml_dtypes)."""
         return _numpy_dtype(self.name)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What `np.dtype(self)` reads."""
+        return self.numpy
 
     @property
     def is_float(self) -> bool:
@@ -44,6 +52,17 @@ class DType:
 
     def __repr__(self) -> str:
         return self.name
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, DType):
+            return self.name == other.name
+        try:
+            return dtype(other) is self
+        except DTypeError:
+            return False
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
 
 f64 = DType("f64", "float", 8)
@@ -101,6 +120,8 @@ def dtype(spec: Any) -> DType:
     if spec is bool:
         return bool_
     try:
+        if spec is None:  # to NumPy that is float64
+            raise TypeError
         return _from_numpy(np.dtype(spec))
     except (TypeError, KeyError):
         raise DTypeError(
@@ -165,3 +186,24 @@ def result_type(strong: list[DType], weak: list[str]) -> DType:
     if kinds and _KIND_RANK[kinds[-1]] > _KIND_RANK[out.kind]:
         return _WEAK_DEFAULT[kinds[-1]]
     return out
+
+
+def promotion_table() -> str:
+    """The types in which two arrays, and an array and a number, meet: a table in Markdown.
+
+    A dash stands for no common type: one operand has to be cast."""
+    numbers = {"`True`": "bool", "`1`": "int", "`1.5`": "float"}
+    head = ["", *(f"**{t}**" for t in ALL), *numbers]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for a in ALL:
+        cells = [_meeting(a, b) for b in ALL]
+        cells += [str(result_type([a], [kind])) for kind in numbers.values()]
+        lines.append(f"| {' | '.join([f'**{a}**', *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _meeting(a: DType, b: DType) -> str:
+    try:
+        return str(promote(a, b))
+    except DTypeError:
+        return "-"
