@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 
 from retrograde.compiler.errors import TraceError
+from retrograde.compiler.ir.location import where
 
 NumberHook: TypeAlias = Callable[[Any], Any]
 # Operands that have no place in a size: with them the size becomes a number of the program.
@@ -115,7 +116,7 @@ def _as_number(x: Any) -> Any:
 
 def no_value(size: SymbolicNumber, wanted: str) -> NoReturn:
     raise TraceError(
-        f"the size {size} is symbolic and cannot become {wanted} while tracing: use "
+        f"{where()}the size {size} is symbolic and cannot become {wanted} while tracing: use "
         "retrograde.numpy (rnp.ones, rnp.zeros, rnp.arange, ...) to make arrays of this size, "
         "and rg.scan for a loop of this length"
     )

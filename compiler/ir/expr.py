@@ -229,8 +229,9 @@ def dim_number(size: Dim) -> Expr:
     """A symbolic size as a weak 0-d number."""
     builder = required()
     if isinstance(size, int):
-        return Expr(builder.constant(size, dtypes.i64).value, builder, weak=True)
-    (out,) = builder.emit(lookup("dim_value"), (), {"size": size, "dtype": dtypes.i64})
+        out = builder.constant(size, dtypes.i64).value
+    else:
+        (out,) = builder.emit(lookup("dim_value"), (), {"size": size, "dtype": dtypes.i64})
     wrapped = builder.wrap(out, builder)
     wrapped.weak = True
     return wrapped
