@@ -85,7 +85,8 @@ def compile_graph(graph: Graph, options: Options | None = None) -> CompiledGraph
     sizes = reference_sizes(graph, options.at)
     stages = {"trace": graph}
     _check(graph, "trace", options)
-    for name, transform in (*PIPELINE, ("order", Order(sizes))):
+    passes: tuple[tuple[str, Pass], ...] = (*PIPELINE, ("order", Order(sizes)))
+    for name, transform in passes:
         graph = everywhere(transform, graph)
         stages[name] = graph
         _check(graph, name, options)
@@ -137,7 +138,8 @@ def _dump(
     lines = [
         f"peak {plan.peak_bytes} bytes at {dict(sizes)}, bound {plan.lower_bound_bytes}",
         *(
-            f"[{b.start:5d}, {b.end:5d}) {b.offset:12d} {b.bytes:12d} {b.kind:8s} {b.name} {b.place}"
+            f"[{b.start:5d}, {b.end:5d}) {b.offset:12d} {b.bytes:12d} {b.kind:8s} "
+            f"{b.name} {b.place}"
             for b in plan.buffers
         ),
     ]

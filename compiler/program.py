@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from retrograde.compiler.errors import ShapeError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.plan.bounds import PeakForm, peak_terms
 from retrograde.compiler.plan.memory import Buffer, Orientation, lower_bound
 from retrograde.compiler.plan.specs import BufferSpec, Port
 
-__all__ = ["BufferSpec", "MemoryPlan", "PeakForm", "PlacedBuffer", "Port", "Program"]
+__all__ = ["BufferSpec", "MemoryPlan", "Peak", "PlacedBuffer", "Port", "Program"]
 
 
 @dataclass(frozen=True)
@@ -129,19 +130,40 @@ class Program:
         bound = state + lower_bound(transient)
         return MemoryPlan(dict(sizes), height, state, outputs, bound, placed)
 
-    def peak(self) -> PeakForm:
+    def peak(self) -> Peak:
         """The height of the arena in closed form over the symbols."""
         n = self.state_count
         state: Dim = 0
         for b in self.buffers[:n]:
             state = state + b.bytes
         transient = [b.bytes for b in self.buffers[n:]]
-        if not self.reuse:
-            for d in transient:
-                state = state + d
-            return PeakForm((state,), True)
-        form = peak_terms(self.orientation, transient)
-        return PeakForm(tuple(state + term for term in form.terms), form.exact)
+        if self.reuse:
+            form = peak_terms(self.orientation, transient)
+        else:
+            form = PeakForm((sum(transient),), True)
+        terms = tuple(state + term for term in form.terms)
+        return Peak(PeakForm(terms or (state,), form.exact), self)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The peak of a program, in bytes: `str()` shows the closed form, a call gives the number.
+
+    Where the form has more terms than can be kept (`form.exact` is false) the text is a lower
+    estimate; the call is exact always, by evaluating the plan."""
+
+    form: PeakForm
+    program: Program
+
+    def __call__(self, **sizes: int) -> int:
+        """The bytes at the sizes of the symbols, such as B=32, T=256."""
+        names = {s.name for s in self.program.symbols}
+        if set(sizes) != names:
+            raise ShapeError(f"sizes for {sorted(names)} are needed, got {sorted(sizes)}")
+        return self.form.at(sizes) if self.form.exact else self.program.layout(sizes)[2]
+
+    def __str__(self) -> str:
+        return str(self.form)
 
 
 def stack(sizes: Sequence[int]) -> tuple[list[int], int]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from retrograde.compiler.errors import DeviceError
-from retrograde.runtime.device import Bound, HostArray
+from retrograde.runtime.protocol import Bound, HostArray
 
 
 class CupyArena:

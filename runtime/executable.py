@@ -1,8 +1,8 @@
 """Running programs: arrays in, arrays out.
 
-An `Executable` owns one arena.  `run` binds sizes (once per size, kept), copies the inputs in, runs
-the schedule and hands out fresh arrays.  Invariant: state lies at the bottom of the arena at the same
-offsets for every size, and a run that fails before its updates leaves it as it was.
+An `Executable` owns one arena.  `run` binds sizes (once per size, kept), copies the inputs in,
+runs the schedule and hands out fresh arrays.  Invariant: state lies at the bottom of the arena at
+the same offsets for every size, and a run that fails before its updates leaves it as it was.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from retrograde.compiler.errors import DataError, ShapeError
-from retrograde.compiler.program import MemoryPlan, PeakForm, Program
-from retrograde.runtime.device import Bound, Device, HostArray
+from retrograde.compiler.program import MemoryPlan, Peak, Program
+from retrograde.runtime.protocol import Bound, Device, HostArray
 
 KEPT_SIZES = 32  # bound sizes that are kept; more are bound again when they come back
 
@@ -92,7 +92,7 @@ class Executable:
         """The memory plan at `sizes`."""
         return self.program.plan(sizes)
 
-    def peak(self) -> PeakForm:
+    def peak(self) -> Peak:
         """The peak in closed form."""
         return self.program.peak()
 
@@ -131,7 +131,7 @@ class Executable:
         return self._loaded
 
     def _grow(self, height: int, state: int) -> None:
-        """Makes the arena at least `height` bytes; what was bound in a smaller one is bound anew."""
+        """Makes the arena at least `height` bytes; what was bound in a smaller one is dropped."""
         if self._arena is not None and self._arena.bytes >= height:
             return
         grown = self.device.allocate(height)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from retrograde.runtime.device import Bound, HostArray
+from retrograde.runtime.protocol import Bound, HostArray
 
 POISON = np.array([0xFF, 0xFF, 0xFF, 0x7F], np.uint8)  # NaN in f32, huge or NaN in other types
 

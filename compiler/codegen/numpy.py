@@ -1,8 +1,8 @@
 """The NumPy printer: a schedule -> readable Python over an array module.
 
-The text defines `bind(memory, at, bytes, SYMBOLS)`, which makes every view of the arena for one size and
-returns `run`, the step itself, with the views of inputs and outputs.  Invariant: `run` writes every result
-into the arena through `out=`; names are generated, never taken from user text.
+The text defines `bind(memory, at, bytes, SYMBOLS)`, which makes every view of the arena for one
+size and returns `run`, the step itself, with the views of inputs and outputs.  Invariant: `run`
+writes every result into the arena through `out=`; names are generated, never taken from user text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from retrograde.compiler.plan.steps import (
     Step,
     Tile,
 )
-from retrograde.compiler.plan.views import Literal, Operand, Storage, View
+from retrograde.compiler.plan.views import Literal, Operand, Storage
 
 INDENT = "    "
 
@@ -55,6 +55,10 @@ def print_schedule(
         f"def bind(memory, at, bytes{arguments}):",
         f"{INDENT}rt = Support(memory, bytes)",
         f"{INDENT}xp = rt.xp",
+        *(
+            f"{INDENT}rt.require({dims.source(c.lower)}, {dims.source(c.upper)}, {c.message!r})"
+            for c in schedule.checks
+        ),
         *(INDENT + line for line in printer.bindings),
         "",
         f"{INDENT}def run():",

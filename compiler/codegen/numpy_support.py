@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from retrograde.compiler.codegen.tiles import Tiles
+from retrograde.compiler.errors import ShapeError
 from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.registry import lookup
@@ -62,7 +63,11 @@ class Support:
         return self._memory.special()
 
     def view(
-        self, offset: int, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
+        self,
+        offset: int,
+        dtype: str,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...] | None = None,
     ) -> Array:
         """An array on the arena; strides in bytes."""
         return self._memory.view(offset, dtypes.dtype(dtype).numpy, shape, strides)
@@ -74,6 +79,11 @@ class Support:
     def full(self, dtype: str, shape: tuple[int, ...], value: float) -> Array:
         """A constant output, outside of the arena: it is handed out as it is."""
         return self.xp.full(shape, value, dtype=dtypes.dtype(dtype).numpy)
+
+    def require(self, lower: int, upper: int, message: str) -> None:
+        """A check of sizes that only a run can make."""
+        if lower > upper:
+            raise ShapeError(f"{message}: {lower} exceeds {upper} at these sizes")
 
     def poison(self, at: Sequence[int], buffer: int) -> None:
         """Overwrites a dead buffer, in the poison mode."""
@@ -232,6 +242,8 @@ class Support:
 
 def _blas(x: Array) -> bool:
     """Whether BLAS sums along the last axis of `x` without a copy."""
-    return x.dtype.kind == "f" and x.dtype.itemsize >= 4 and (
-        x.size > 0 and x.strides[-1] == x.dtype.itemsize and x.ndim >= 1
-    ) and (x.ndim < 2 or x.strides[-2] >= x.shape[-1] * x.dtype.itemsize)
+    if x.dtype.kind != "f" or x.dtype.itemsize < 4 or x.size == 0 or x.ndim == 0:
+        return False
+    item = x.dtype.itemsize
+    rows_apart = x.ndim < 2 or x.strides[-2] >= x.shape[-1] * item
+    return bool(x.strides[-1] == item and rows_apart)

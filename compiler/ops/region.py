@@ -200,12 +200,13 @@ def _scan_evaluate(attrs: Attrs, *arrays: Any) -> Any:
         carries = list(results[:n])
         for out, y in zip(ys, results[n:], strict=True):
             out[t] = y
-    results = (*carries, *ys)
-    return results if len(results) != 1 else results[0]
+    everything = (*carries, *ys)
+    return everything if len(everything) != 1 else everything[0]
 
 
 def _scan_cost(inputs: Any, outputs: Any, attrs: Attrs) -> Dim:
-    return _graph_cost(attrs["body"]) * attrs["length"]
+    length: Dim = attrs["length"]
+    return _graph_cost(attrs["body"]) * length
 
 
 def _scan_augment(node: Node, inputs: tuple[Expr, ...]) -> tuple[list[Expr], list[Expr]]:
@@ -252,7 +253,7 @@ def _scan_vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr
         d_constants = [pulled[i] for i in wrt if i >= n + len(slices)]
         new_sums = [a + g for a, g in zip(accumulators, d_constants, strict=True)]
         step = inner.finish([e.value for e in (*new_carries, *new_sums, *d_xs)])
-    results = scan(
+    found = scan(
         *carried, *sums, *ctx.residuals, *stacked, *stepwise, *constants,
         body=step,
         carries=len(carried) + len(sums),
@@ -260,11 +261,10 @@ def _scan_vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr
         length=length,
         reverse=not ctx.attrs["reverse"],
     )  # fmt: skip
-    results = results if isinstance(results, tuple) else (results,)
+    summed = found if isinstance(found, tuple) else (found,)
     k, s = len(carried), len(carried) + len(sums)
-    order = [*results[:k], *results[s:], *results[k:s]]  # carries, slices, constants
-    found = iter(order)
-    return [next(found) if v.dtype.is_float else None for v in ctx.inputs]
+    ordered = iter([*summed[:k], *summed[s:], *summed[k:s]])  # carries, slices, constants
+    return [next(ordered) if v.dtype.is_float else None for v in ctx.inputs]
 
 
 scan = register(

@@ -10,8 +10,8 @@ from retrograde.compiler.errors import ShapeError
 from retrograde.compiler.ir.dims import same
 from retrograde.compiler.ir.expr import Expr, broadcast_shapes
 from retrograde.compiler.ir.graph import Attrs, TensorType, same_shape
-from retrograde.compiler.ir.op import Op, VjpContext
-from retrograde.compiler.ir.registry import Kind, lookup, register
+from retrograde.compiler.ir.op import Op, VjpContext, unbroadcast
+from retrograde.compiler.ir.registry import Kind, register
 from retrograde.compiler.ops.declare import one_dtype, require
 
 
@@ -35,19 +35,7 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
     a, b = ctx.inputs
     (g,) = cotangents
     assert g is not None
-    return [b * g if ctx.needs[0] else None, _summed_to(a * g, b) if ctx.needs[1] else None]
-
-
-def _summed_to(g: Expr, b: Expr) -> Expr:
-    """`g` summed over the axes along which `b` was stretched."""
-    extra = g.ndim - b.ndim
-    stretched = (i for i in range(extra, g.ndim) if not same(g.shape[i], b.shape[i - extra]))
-    axes = (*range(extra), *stretched)
-    if not axes:
-        return g
-    total = lookup("sum")(g, axes=axes, keepdims=False)
-    out: Expr = lookup("reshape")(total, shape=b.shape)
-    return out
+    return [b * g if ctx.needs[0] else None, unbroadcast(a * g, b.type) if ctx.needs[1] else None]
 
 
 row_dot = register(

@@ -1,8 +1,8 @@
 """Local algebra by rule tables: Graph -> Graph.
 
 A rule is a pattern over a node and the producers of its operands, and what replaces its result.
-Invariant: every rule keeps each element's bits, up to the payload of a NaN; in particular nothing here assumes
-that values are finite, and sums are not reassociated.
+Invariant: every rule keeps each element's bits, up to the payload of a NaN; in particular nothing
+here assumes that values are finite, and sums are not reassociated.
 """
 
 from __future__ import annotations
@@ -157,13 +157,17 @@ def _add_negated(m: Match) -> Expr | None:
     for i in (1, 0):
         inner = m.made_by(i, "neg")
         if inner is not None:
-            return m.expr(m.operand(1 - i)) - m.expr(inner.inputs[0])
+            out: Expr = m.expr(m.operand(1 - i)) - m.expr(inner.inputs[0])
+            return out
     return None
 
 
 def _sub_negated(m: Match) -> Expr | None:
     inner = m.made_by(1, "neg")
-    return None if inner is None else m.expr(m.operand(0)) + m.expr(inner.inputs[0])
+    if inner is None:
+        return None
+    out: Expr = m.expr(m.operand(0)) + m.expr(inner.inputs[0])
+    return out
 
 
 def _drop_broadcast(m: Match) -> Expr | None:

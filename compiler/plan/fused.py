@@ -1,4 +1,4 @@
-"""Lowering of one fused region: its body -> statements on tiles, with as little scratch as it takes.
+"""Lowering of one fused region: its body -> statements on tiles, with little scratch.
 
 Invariant: a tile variable is never overwritten before its last reader.  Temporaries live in the
 tile of the result they lead to where the ops allow it in place, else in shared scratch slots.

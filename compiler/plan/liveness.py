@@ -113,8 +113,8 @@ def _lifetimes(schedule: Schedule) -> tuple[dict[Storage, Life], int]:
                 touch(place, end)
             for operand, _ in (*step.updates, *step.stacked):
                 touch(operand, end)
-    for view in schedule.outputs:
-        touch(view, last + 1)
+    for output in schedule.outputs:
+        touch(output, last + 1)
     return lives, last + 2
 
 
@@ -134,9 +134,10 @@ def _with_donation_copies(schedule: Schedule) -> Schedule:
     saves: list[Step] = []  # old states that are returned, before anything overwrites them
     copies: list[Step] = []
     taken: set[Storage] = set()
-    outputs = list(schedule.outputs)
+    outputs: list[Operand] = list(schedule.outputs)
     updated = {output: schedule.inputs[input] for output, input in schedule.donated}
-    for i, new in enumerate(outputs):
+    for i in range(len(outputs)):
+        new: Operand = outputs[i]
         old = updated.get(i)
         if isinstance(new, View) and new.storage.kind == "state" and not (old and old.equals(new)):
             saved = new_view(TensorType(new.dtype, new.shape), "value", "old state")
@@ -164,6 +165,7 @@ def _with_donation_copies(schedule: Schedule) -> Schedule:
         schedule.inputs,
         tuple(outputs),
         schedule.donated,
+        schedule.checks,
         tuple(merged),
     )
 

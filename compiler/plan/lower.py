@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import Kind
@@ -22,6 +23,7 @@ from retrograde.compiler.plan.steps import (
     MatmulStep,
     OpStep,
     Schedule,
+    SizeCheck,
     Step,
 )
 from retrograde.compiler.plan.targets import find_targets
@@ -39,7 +41,8 @@ def lower(graph: Graph, threads: int = 1) -> Schedule:
     lowering = _Lowering(threads, dict(zip(graph.inputs, inputs, strict=True)))
     lowering.run(graph)
     outputs = tuple(lowering.places[v] for v in graph.outputs)
-    return Schedule(graph.name, tuple(lowering.steps), inputs, outputs, graph.aliases)
+    checks = tuple(lowering.checks)
+    return Schedule(graph.name, tuple(lowering.steps), inputs, outputs, graph.aliases, checks)
 
 
 @dataclass
@@ -51,6 +54,7 @@ class _Lowering:
     steps: list[Step] = field(default_factory=list)
     targets: dict[Value, View] = field(default_factory=dict)
     landed: set[Value] = field(default_factory=set)  # values that were written to their target
+    checks: list[SizeCheck] = field(default_factory=list)
 
     def run(self, graph: Graph) -> None:
         self.targets = find_targets(graph)
@@ -59,6 +63,8 @@ class _Lowering:
 
     def _lower(self, node: Node) -> None:
         name = node.op.name
+        if name == "slice":
+            self._check_slice(node)
         if name == "constant":
             self.places[node.output] = Literal(node.attrs["value"], node.attrs["dtype"])
         elif name in _VIEWS:
@@ -129,6 +135,15 @@ class _Lowering:
             return
         self.places[out] = moved
 
+    def _check_slice(self, node: Node) -> None:
+        """A view must not reach outside: what the bounds of the symbols leave open is checked."""
+        size = node.inputs[0].shape
+        for axis, (a, b) in enumerate(zip(node.attrs["start"], node.attrs["stop"], strict=True)):
+            for lower, upper in ((0, a), (a, b), (b, size[axis])):
+                if dims.decide_le(lower, upper) is not True:
+                    text = f"{node.place}: slice {a}:{b} of axis {axis}, whose size is {size[axis]}"
+                    self.checks.append(SizeCheck(lower, upper, text))
+
     def _concatenate(self, node: Node) -> None:
         axis = node.attrs["axis"]
         out = self._result(node, node.output)
@@ -169,7 +184,7 @@ class _Lowering:
     def _scan(self, node: Node) -> None:
         body: Graph = node.attrs["body"]
         n, m = node.attrs["carries"], node.attrs["carries"] + node.attrs["slices"]
-        inner = _Lowering(self.threads, {})
+        inner = _Lowering(self.threads, {}, checks=self.checks)
         carries, slices = [], []
         for v, b in zip(node.inputs[:n], body.inputs[:n], strict=True):
             place = new_view(b.type, "value", "carry", node.place)

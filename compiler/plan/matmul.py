@@ -46,9 +46,9 @@ def _blasable(view: View) -> bool:
     """Whether BLAS reads the last two axes without a copy."""
     (m, k), (row, column) = view.shape[-2:], view.strides[-2:]
     if same(column, 1):
-        return same(m, 1) or not same(row, 0) and _at_least(row, k)
+        return same(m, 1) or (not same(row, 0) and _at_least(row, k))
     if same(row, 1):
-        return same(k, 1) or not same(column, 0) and _at_least(column, m)
+        return same(k, 1) or (not same(column, 0) and _at_least(column, m))
     return same(m, 1) and same(k, 1)
 
 

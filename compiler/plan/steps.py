@@ -123,6 +123,15 @@ def writes(step: Step) -> Iterator[View]:
             yield from step.scratch
 
 
+@dataclass(frozen=True)
+class SizeCheck:
+    """`lower <= upper`, which the symbols' bounds leave open: checked when sizes are bound."""
+
+    lower: Dim
+    upper: Dim
+    message: str
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """Steps in order, with the places of the graph's inputs and outputs.
@@ -135,4 +144,5 @@ class Schedule:
     inputs: tuple[View, ...]
     outputs: tuple[Operand, ...]
     donated: tuple[tuple[int, int], ...]
+    checks: tuple[SizeCheck, ...] = ()
     merged: tuple[tuple[Storage, Storage], ...] = ()  # (a storage, the one whose place it takes)

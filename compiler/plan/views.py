@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TypeAlias
 
 from retrograde.compiler.ir import dims
@@ -168,7 +169,7 @@ def _reshape_strides(
                 have = have * run[-1][0]
             else:
                 return None
-        for (_, outer), (size, inner) in zip(run, run[1:], strict=False):
+        for (_, outer), (size, inner) in pairwise(run):
             if not same(outer, size * inner):
                 return None
         inner_stride = run[-1][1]

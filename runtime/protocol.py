@@ -1,0 +1,51 @@
+"""The device protocol: where an arena lives and which array module computes on it.
+
+Invariant: a device knows nothing of graphs; it allocates an arena, makes views of it, moves arrays
+in and out, and loads the sources that a program brings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+HostArray = npt.NDArray[Any]
+Bound = tuple[Callable[[], None], list[Any], list[Any]]  # run, views of inputs, of outputs
+
+
+class Arena(Protocol):
+    """One allocation; generated code makes its views through it (see codegen.numpy_support)."""
+
+    bytes: int
+
+    def fill(self, offset: int, bytes: int) -> None:
+        """Overwrites memory with a pattern that no computation should read."""
+        ...
+
+
+class Device(Protocol):
+    """What an executable needs of a device."""
+
+    name: str
+
+    def allocate(self, bytes: int) -> Any:
+        """An arena of at least `bytes`, aligned to 64."""
+        ...
+
+    def copy_arena(self, source: Any, target: Any, bytes: int) -> None:
+        """Copies the first `bytes` (the state) from one arena to another."""
+        ...
+
+    def bind(self, bind: Callable[..., Bound], arena: Any, *arguments: Any) -> Bound:
+        """Calls the `bind` of a generated source: buffer offsets, their bytes, the sizes."""
+        ...
+
+    def write(self, target: Any, value: HostArray) -> None:
+        """Copies a host array into a view."""
+        ...
+
+    def read(self, source: Any) -> HostArray:
+        """A fresh host array with what a view holds."""
+        ...
