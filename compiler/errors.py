@@ -64,3 +64,7 @@ class DeviceError(RetrogradeError):
 
 class VerifyError(RetrogradeError):
     """A graph that breaks an invariant of the IR: names the pass, the node and its line."""
+
+
+class Notice(UserWarning):
+    """Something legal that is probably not meant: names the user's line and what to write."""

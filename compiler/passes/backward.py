@@ -21,6 +21,7 @@ from retrograde.compiler.ir.graph import Graph, Node, Origin, TensorType, Value,
 from retrograde.compiler.ir.op import VjpContext, unbroadcast
 from retrograde.compiler.ir.registry import Kind, NotDifferentiable
 from retrograde.compiler.passes.expand import Expand
+from retrograde.compiler.passes.notices import notice_unguarded_selects
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Backward:
             if not graph.outputs[i].dtype.is_float:
                 raise UnsupportedError(f"output {i} ({graph.outputs[i].type}) is not a float")
         active = _depends_on(graph, [graph.inputs[i] for i in self.wrt])
+        notice_unguarded_selects(graph, active)
         builder = Builder(graph.name, Expr)
         builder.inputs.extend(graph.inputs)
         builder.input_names.extend(graph.input_names)

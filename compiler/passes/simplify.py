@@ -290,6 +290,10 @@ def _static_dim(m: Match) -> Expr | None:
     return m.builder.constant(size, m.node.attrs["dtype"])
 
 
+def _operand(m: Match) -> Value:
+    return m.operand(0)
+
+
 RULES: dict[str, tuple[Rule, ...]] = {
     "add": (_neutral(0, -0.0), _neutral(1, -0.0), _integer_zero(0), _integer_zero(1),
             _add_of_pads, _add_negated),
@@ -310,6 +314,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "max": (_sum_of_nothing, _size_one_sum),
     "min": (_sum_of_nothing, _size_one_sum),
     "dim_value": (_static_dim,),
+    "stop_gradient": (_operand,),  # derivatives have been taken by now
 }  # fmt: skip
 BY_KIND: dict[Kind, tuple[Rule, ...]] = {Kind.ELEMENTWISE: (_drop_broadcast,)}
 
