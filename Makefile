@@ -5,6 +5,7 @@
 #   make test     lint, types and the test suite         make types    mypy --strict
 #   make peers    install torch for the tests in tests/peers (also: make test PEERS=1)
 #   make bench    one step beside PyTorch                make fuzz     the property tests, for longer
+#   make docs     the generated pages, and what the blocks of all pages print
 #   make clean    remove everything that was made here
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 # Of the `peers` extra in pyproject.toml only torch, at the version pinned there: no test needs jax.
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: train test lint types pytest peers bench fuzz clean
+.PHONY: train test lint types pytest peers bench fuzz docs clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/run.stamp
@@ -41,6 +42,10 @@ bench: $(VENV)/peers.stamp
 
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --hypothesis-profile=fuzz --timeout=3600 $(ARGS)
+
+docs: $(VENV)/test.stamp
+	$(BIN)/python tools/op_table.py
+	$(BIN)/python tools/docs_outputs.py README.md docs/*.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
