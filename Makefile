@@ -14,6 +14,8 @@ PEERS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
+# Idle BLAS threads spin: beside another busy process a product takes ten times as long.
+ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 # Of the `peers` extra in pyproject.toml only torch, at the version pinned there: no test needs jax.
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
@@ -33,7 +35,7 @@ types: $(VENV)/test.stamp
 	$(BIN)/python tools/check_installed.py types
 
 pytest: $(VENV)/test.stamp $(if $(PEERS),peers)
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 peers: $(VENV)/peers.stamp
 
@@ -41,7 +43,7 @@ bench: $(VENV)/peers.stamp
 	$(BIN)/python -m benchmarks.gpt_step $(ARGS)
 
 fuzz: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n $(JOBS) --hypothesis-profile=fuzz --timeout=3600 $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --hypothesis-profile=fuzz --timeout=3600 $(ARGS)
 
 docs: $(VENV)/test.stamp
 	$(BIN)/python tools/op_table.py
