@@ -12,6 +12,7 @@ from typing import Any
 
 from retrograde.compiler.plan.fused import TILE_ELEMENTS
 
+
 class Tiles:
     """The tiles of one fused step, made once per size and walked at every run."""
 
