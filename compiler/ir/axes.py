@@ -82,13 +82,24 @@ def _body_results(graph: Graph, inputs: Sequence[Axes]) -> list[Axes]:
 
 def _elementwise(node: Node, operands: Sequence[Axes]) -> list[Axes]:
     shape = node.output.shape
+    return [split_uses(node, _aligned_parts(node, operands), shape)]
+
+
+def _aligned_parts(node: Node, operands: Sequence[Axes]) -> list[list[tuple[int, Axis]]]:
+    """For each axis of the result the operands' axes that broadcasting puts there."""
+    shape = node.output.shape
     axes: list[list[tuple[int, Axis]]] = [[] for _ in shape]
     for k, (v, given) in enumerate(zip(node.inputs, operands, strict=True)):
         lead = len(shape) - len(given)
         for i, axis in enumerate(given):
             if not _is_one(v.shape[i]) or _is_one(shape[lead + i]):
                 axes[lead + i].append((k, axis))
-    return [split_uses(node, axes, shape)]
+    return axes
+
+
+def _row_dot(node: Node, operands: Sequence[Axes]) -> list[Axes]:
+    rows = _aligned_parts(node, operands)[:-1]
+    return [(*split_uses(node, rows, node.output.shape[:-1]), (Factor(1, NOTHING),))]
 
 
 def _reduce(node: Node, operands: Sequence[Axes]) -> list[Axes]:
@@ -328,6 +339,7 @@ _BY_NAME: dict[str, _Rule] = {
     "gather": _gather,
     "scatter_add": _scatter,
     "scatter_set": _scatter,
+    "row_dot": _row_dot,
     "argmax": _reduce,
     "argmin": _reduce,
     "sort": _sort,

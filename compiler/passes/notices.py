@@ -23,7 +23,8 @@ def notice_unguarded_selects(graph: Graph, active: Iterable[Value]) -> None:
     producers = graph.producers()
     wanted = set(active)
     for node in graph.nodes:
-        if node.op.name != "select" or node.output not in wanted:
+        written = node.origin.role == "primal"  # not by a gradient rule, which guards on purpose
+        if node.op.name != "select" or not written or node.output not in wanted:
             continue
         tested = _sources(node.inputs[0], producers)
         for branch in node.inputs[1:]:
