@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from retrograde.compiler.errors import ShapeError, UnsupportedError
+from retrograde.compiler.errors import UnsupportedError
 from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir import expr as ir
 from retrograde.compiler.ir.expr import Expr, cast
@@ -48,13 +48,7 @@ __all__ = [
 @function
 def matmul(a: ArrayLike, b: ArrayLike, /) -> Array:
     """The product of matrices; vectors are rows or columns, leading axes run along."""
-    left, right = p.common([a, b])
-    try:
-        return ir.matmul(left, right)
-    except ShapeError as error:  # misfits of the batch axes do not know the user's line
-        if getattr(error, "located", False):
-            raise
-        raise p.misfit(f"matmul of {left.type} and {right.type}: {error}") from None
+    return ir.matmul(*p.common([a, b]))
 
 
 @function
