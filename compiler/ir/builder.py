@@ -83,9 +83,12 @@ class Builder:
         self._token = _current.set(self)
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         _current.reset(self._token)
         self._closed = True
+        # `array[0] = traced` asks for a float; NumPy turns our answer into an error of its own.
+        if isinstance(error, ValueError) and isinstance(error.__cause__, TraceError):
+            raise error.__cause__ from None
 
     @contextmanager
     def located(self, loc: Loc | None, scope: str | None, origin: Origin) -> Iterator[None]:

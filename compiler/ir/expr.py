@@ -394,7 +394,10 @@ def _vector_matmul(a: Expr, b: Expr) -> Expr:
 
 
 def _batched_matmul(a: Expr, b: Expr) -> Expr:
-    lead = broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    try:
+        lead = broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except ShapeError as error:
+        raise ShapeError(f"{where()}matmul of {a.type} and {b.type}: {error}") from None
     n = len(lead)
     axes = tuple(range(n))
     a, b = (_with_lead(x, lead) for x in (a, b))
