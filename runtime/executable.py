@@ -64,8 +64,8 @@ class Executable:
                 self.device.write(bound.inputs[i], array)
             try:
                 bound.run()
-            except (IndexError, ValueError) as error:
-                raise DataError(f"{self.program.name}: {error}") from error
+            except (DataError, IndexError, ValueError) as error:
+                raise DataError(f"{self._place(error)}: {error}") from error
             return [self.device.read(bound.outputs[o]) for o in self.program.returned]
 
     def state(self) -> list[HostArray]:
@@ -122,11 +122,28 @@ class Executable:
             self._held = None
         return bound
 
+    def _place(self, error: BaseException) -> str:
+        """The model's line that a statement of the schedule stands for: its nearest comment."""
+        trace = error.__traceback__
+        line = 0
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename == self._file:
+                line = trace.tb_lineno
+            trace = trace.tb_next
+        for text in reversed(self.program.source.splitlines()[:line]):
+            if text.lstrip().startswith("# "):
+                return text.strip("# ")
+        return self.program.name
+
+    @property
+    def _file(self) -> str:
+        return f"<{self.program.name}>"
+
     def _load(self) -> Callable[..., Bound]:
         """The `bind` function of the program's source, compiled once."""
         if self._loaded is None:
             namespace: dict[str, Any] = {}
-            exec(compile(self.program.source, f"<{self.program.name}>", "exec"), namespace)
+            exec(compile(self.program.source, self._file, "exec"), namespace)
             self._loaded = namespace["bind"]
         return self._loaded
 
