@@ -25,6 +25,7 @@ def refreshed(page: Path) -> str:
     lines = page.read_text(encoding="utf-8").splitlines()
     found = docs_blocks.blocks(page)
     module = types.ModuleType("page")
+    module.__file__ = str(page)
     sys.modules[module.__name__] = module
     changes: list[tuple[int, int, list[str]]] = []  # first line, last line, what stands there
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
