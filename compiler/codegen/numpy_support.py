@@ -184,14 +184,16 @@ class Support:
         self, x: Array, updates: Array, *rest: Array, axes: tuple[int, ...], wrap: bool = True
     ) -> None:
         *indices, out = rest
-        self.xp.copyto(out, x)
+        if out is not x:  # in place otherwise
+            self.xp.copyto(out, x)
         scatter_add_into(self.xp, out, updates, axes, indices, wrap)
 
     def scatter_set(
         self, x: Array, updates: Array, *rest: Array, axes: tuple[int, ...], wrap: bool = True
     ) -> None:
         *indices, out = rest
-        self.xp.copyto(out, x)
+        if out is not x:  # in place otherwise
+            self.xp.copyto(out, x)
         scatter_set_into(self.xp, out, updates, axes, indices, wrap)
 
     # --- creation, padding, random bits
@@ -214,7 +216,8 @@ class Support:
         self.xp.copyto(out[(*place, ...)], x)
 
     def set_slice(self, x: Array, y: Array, out: Array, start: Any, step: Any) -> None:
-        self.xp.copyto(out, x)
+        if out is not x:  # in place otherwise
+            self.xp.copyto(out, x)
         place = tuple(
             slice(a, a + max((n - 1) * k + 1, 0), k)
             for a, k, n in zip(start, step, y.shape, strict=True)

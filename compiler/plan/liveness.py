@@ -179,8 +179,6 @@ def _takes_over(step: Step, old: View, new: View) -> bool:
     if any(v.storage is old.storage and not old.equals(v) for v in reads(step)):
         return False
     if isinstance(step, OpStep):
-        if step.node.op.kind is not Kind.ELEMENTWISE:
-            return not any(v.storage is old.storage for v in reads(step))
         places = [i for i, x in enumerate(step.operands) if old.equals(x)]
         return all(i in step.node.op.inplace for i in places)
     if isinstance(step, FusedStep):
@@ -214,7 +212,7 @@ def _share(liveness: Liveness, step: Step, position: int) -> None:
     """Lets the results of an elementwise or fused step take over operands that die in it."""
     if isinstance(step, (LoopStep, CopyStep, MatmulStep)):
         return
-    if isinstance(step, OpStep) and step.node.op.kind is not Kind.ELEMENTWISE:
+    if isinstance(step, OpStep) and not step.node.op.inplace:
         return
     lives = liveness.lives
     for new in step.results:

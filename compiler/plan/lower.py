@@ -96,7 +96,10 @@ class _Lowering:
     def _op(self, node: Node) -> None:
         elementwise = node.op.kind is Kind.ELEMENTWISE
         operands = tuple(
-            self.places[v] if elementwise else self._view_of(v, node) for v in node.inputs
+            self.places[v]
+            if elementwise or (i == 0 and node.op.name in _FILLED)
+            else self._view_of(v, node)
+            for i, v in enumerate(node.inputs)
         )
         results = tuple(self._result(node, v) for v in node.outputs)
         self.steps.append(OpStep(node, operands, results))
@@ -264,6 +267,7 @@ def _flipped(node: Node, place: View) -> View:
     return place.flipped(node.attrs["axes"])
 
 
+_FILLED = frozenset({"scatter_add", "scatter_set", "set_slice"})  # copy operand 0, or fill with it
 _VIEWS = {
     "reshape": _reshaped,
     "transpose": _transposed,
