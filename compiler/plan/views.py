@@ -52,7 +52,7 @@ class View:
         return (
             same(self.offset, 0)
             and self.contiguous
-            and self.storage.bytes is aligned(dims.product(self.shape) * self.dtype.bytes)
+            and same(self.storage.bytes, aligned(dims.product(self.shape) * self.dtype.bytes))
         )
 
     def equals(self, other: Operand) -> bool:
