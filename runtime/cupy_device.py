@@ -26,9 +26,14 @@ class CupyArena:
     def view(
         self, offset: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...] | None
     ) -> Any:
-        if 0 in shape:  # may lie at the very end of the arena
-            return self.xp.empty(shape, dtype)
-        return self.xp.ndarray(shape, dtype, self.memory.data + offset, strides)
+        try:
+            if 0 in shape:  # may lie at the very end of the arena
+                return self.xp.empty(shape, dtype)
+            return self.xp.ndarray(shape, dtype, self.memory.data + offset, strides)
+        except TypeError as error:
+            raise DeviceError(
+                f"this CuPy has no arrays of {dtype}: use another dtype, or backend='numpy'"
+            ) from error
 
     def fill(self, offset: int, bytes: int) -> None:
         self.memory[offset : offset + bytes] = 0xFF
@@ -61,7 +66,7 @@ class CupyDevice:
         target.set(np.ascontiguousarray(value).reshape(target.shape))
 
     def read(self, source: Any) -> HostArray:
-        found: HostArray = self.xp.ascontiguousarray(source).get()
+        found: HostArray = self.xp.ascontiguousarray(source).get().reshape(source.shape)
         return found
 
 

@@ -49,11 +49,11 @@ def print_schedule(
     lines = [
         f'"""The schedule of {_safe(schedule.name)}, {len(schedule.steps)} steps."""',
         "",
-        "from retrograde.compiler.codegen.numpy_support import Support",
+        "from retrograde.compiler.codegen.cupy_support import support",
         "",
         "",
         f"def bind(memory, at, bytes{arguments}):",
-        f"{INDENT}rt = Support(memory, bytes)",
+        f"{INDENT}rt = support(memory, bytes)",
         f"{INDENT}xp = rt.xp",
         *(
             f"{INDENT}rt.require({dims.source(c.lower)}, {dims.source(c.upper)}, {c.message!r})"
@@ -161,9 +161,6 @@ class _Printer:
         if lowering is not None:
             arguments = [*operands, *results]
             return [f"rt.{lowering}({', '.join([*arguments, *_keywords(attrs)])})"]
-        if op.kind is Kind.CUMULATIVE and op.name in _ACCUMULATE and not attrs["reverse"]:
-            call = f"xp.{_ACCUMULATE[op.name]}.accumulate"
-            return [f"{call}({operands[0]}, axis={attrs['axis']}, out={results[0]})"]
         # Evaluated by the op's reference; the results are copied into the arena.
         evaluate = self.bind("f", f"rt.evaluator({op.name!r}, {_attrs(attrs)})")
         return [f"rt.store([{', '.join(results)}], {evaluate}({', '.join(operands)}))"]
@@ -229,12 +226,12 @@ class _Printer:
 # Ops that the support library spells, by the name of its function.
 _LOWERINGS = {
     "sum": "sum", "max": "max", "min": "min", "prod": "prod", "any": "any", "all": "all",
+    "cumsum": "cumsum", "cumprod": "cumprod", "cummax": "cummax", "cummin": "cummin",
     "row_dot": "row_dot",
     "gather": "gather", "scatter_add": "scatter_add", "scatter_set": "scatter_set",
     "iota": "iota", "dim_value": "fill_size", "pad": "pad", "set_slice": "set_slice",
     "random_bits": "random_bits", "random_fold": "random_fold",
 }  # fmt: skip
-_ACCUMULATE = {"cumsum": "add", "cumprod": "multiply", "cummax": "maximum", "cummin": "minimum"}
 _ROWS = {"sum": "sum", "max": "max", "min": "min", "prod": "prod", "row_dot": "dot"}
 
 

@@ -1,7 +1,8 @@
 """What generated schedules call: views of the arena, tiles, and ops that have no single statement.
 
-One `Support` serves one arena on one device; `xp` is NumPy or CuPy.  Invariant: results go to the
-arrays given; what is allocated beside them is bounded by a block, or is named in the docstring.
+One `Support` serves one arena on one device; `xp` is NumPy, or CuPy under `CupySupport`.
+Invariant: results go to the arrays given; what is allocated beside them is bounded by a block, or
+is named in the docstring.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ from retrograde.compiler.ops.index_kernels import (
 from retrograde.compiler.ops.random import philox_bits, philox_fold
 
 Array = Any  # an array of the module `xp`
+
+_REDUCTIONS = {
+    "sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum,
+    "any": np.logical_or, "all": np.logical_and,
+}  # fmt: skip
+_RUNS = {"cumsum": np.add, "cumprod": np.multiply, "cummax": np.maximum, "cummin": np.minimum}
 
 
 class Memory(Protocol):
@@ -120,59 +127,85 @@ class Support:
 
     def row_dot(self, a: Array, b: Array, out: Array) -> None:
         """Sums of products along the last axis."""
-        if _blas(a) and b.size == b.shape[-1] == a.shape[-1] and _blas(b):
+        if a.dtype.itemsize == 2:  # summed in f32
+            self.store([out], lookup("row_dot").evaluate({}, a, b))
+        elif _blas(a) and b.size == b.shape[-1] == a.shape[-1] and _blas(b):
             self.xp.matmul(a, b.reshape(b.shape[-1], 1), out=out)
         else:
             self.xp.vecdot(a, b, out=out[..., 0])
 
     def row_max(self, x: Array, out: Array) -> None:
-        self.xp.maximum.reduce(x, axis=-1, keepdims=True, out=out)
+        self._reduce("max", x, out, (x.ndim - 1,), True)
 
     def row_min(self, x: Array, out: Array) -> None:
-        self.xp.minimum.reduce(x, axis=-1, keepdims=True, out=out)
+        self._reduce("min", x, out, (x.ndim - 1,), True)
 
     def row_prod(self, x: Array, out: Array) -> None:
-        self.xp.multiply.reduce(x, axis=-1, keepdims=True, out=out)
+        self._reduce("prod", x, out, (x.ndim - 1,), True)
 
-    # --- reductions
+    # --- reductions and running ops
 
     def sum(self, x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> None:
         k = len(axes)
-        if axes == tuple(range(k)) and x.ndim > k and _blas(x) and x.flags.c_contiguous:
+        leading = bool(axes) and axes == tuple(range(k)) and x.ndim > k
+        if leading and _blas(x) and x.flags.c_contiguous and out.flags.c_contiguous:
             rows = int(np.prod(x.shape[:k]))
             matrix = x.reshape(rows, -1)
             self.xp.matmul(self.ones(rows, x.dtype).T, matrix, out=out.reshape(1, -1))
             return
-        self._reduce(self.xp.add, x, out, axes, keepdims)
+        self._reduce("sum", x, out, axes, keepdims)
 
     def prod(self, x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> None:
-        self._reduce(self.xp.multiply, x, out, axes, keepdims)
+        self._reduce("prod", x, out, axes, keepdims)
 
     def max(self, x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> None:
-        self._extreme("max", self.xp.maximum, x, out, axes, keepdims)
+        self._reduce("max", x, out, axes, keepdims)
 
     def min(self, x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> None:
-        self._extreme("min", self.xp.minimum, x, out, axes, keepdims)
+        self._reduce("min", x, out, axes, keepdims)
 
     def any(self, x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> None:
-        self.xp.logical_or.reduce(x, axis=axes, keepdims=keepdims, out=out)
+        self._reduce("any", x, out, axes, keepdims)
 
     def all(self, x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> None:
-        self.xp.logical_and.reduce(x, axis=axes, keepdims=keepdims, out=out)
+        self._reduce("all", x, out, axes, keepdims)
 
-    def _reduce(self, ufunc: Any, x: Array, out: Array, axes: Any, keepdims: bool) -> None:
-        name = {"add": "sum", "multiply": "prod"}[ufunc.__name__.removeprefix("cupy_")]
-        if out.dtype.itemsize == 2 or x.dtype != out.dtype:  # accumulated wider, or cast on the way
+    def cumsum(self, x: Array, out: Array, axis: int, reverse: bool) -> None:
+        self._run("cumsum", x, out, axis, reverse)
+
+    def cumprod(self, x: Array, out: Array, axis: int, reverse: bool) -> None:
+        self._run("cumprod", x, out, axis, reverse)
+
+    def cummax(self, x: Array, out: Array, axis: int, reverse: bool) -> None:
+        self._run("cummax", x, out, axis, reverse)
+
+    def cummin(self, x: Array, out: Array, axis: int, reverse: bool) -> None:
+        self._run("cummin", x, out, axis, reverse)
+
+    def _run(self, name: str, x: Array, out: Array, axis: int, reverse: bool) -> None:
+        if reverse:
+            back = tuple(slice(None, None, -1 if i == axis else 1) for i in range(x.ndim))
+            x, out = x[back], out[back]
+        self._cumulate(name, x, out, axis)
+
+    def _reduce(self, name: str, x: Array, out: Array, axes: Any, keepdims: bool) -> None:
+        if name in ("sum", "prod") and (out.dtype.itemsize == 2 or x.dtype != out.dtype):
+            # Accumulated in a wider type, or cast on the way.
             out[...] = lookup(name).evaluate({"axes": axes, "keepdims": keepdims}, x)
-        else:
-            ufunc.reduce(x, axis=axes, keepdims=keepdims, out=out)
+            return
+        if not x.size and name in ("max", "min"):
+            self._refuse_empty(name, x, axes)
+        _REDUCTIONS[name].reduce(x, axis=axes, keepdims=keepdims, out=out)
 
-    def _extreme(
-        self, name: str, ufunc: Any, x: Array, out: Array, axes: Any, keepdims: bool
-    ) -> None:
-        if x.size == 0:
-            lookup(name).evaluate({"axes": axes, "keepdims": keepdims}, x)  # raises if it must
-        ufunc.reduce(x, axis=axes, keepdims=keepdims, out=out)
+    def _refuse_empty(self, name: str, x: Array, axes: Any) -> None:
+        """The reference's error for an extreme of no elements."""
+        lookup(name).evaluate({"axes": axes, "keepdims": True}, np.empty(x.shape, np.float32))
+
+    def _cumulate(self, name: str, x: Array, out: Array, axis: int) -> None:
+        if out.dtype.itemsize == 2:  # carried in a wider type
+            self.store([out], lookup(name).evaluate({"axis": axis, "reverse": False}, x))
+        else:
+            _RUNS[name].accumulate(x, axis=axis, out=out)
 
     # --- places that come from data
 
@@ -199,8 +232,9 @@ class Support:
     # --- creation, padding, random bits
 
     def iota(self, out: Array, size: int, dtype: DType) -> None:
-        """0 … size-1; allocates as much."""
-        self.xp.copyto(out, self.xp.arange(size, dtype=dtype.numpy))
+        """0 … size-1; allocates as much.  What a narrow type cannot hold wraps around."""
+        wide = dtype.numpy if dtype.bytes >= 4 else np.int64
+        self.xp.copyto(out, self.xp.arange(size, dtype=wide), casting="unsafe")
 
     def fill_size(self, out: Array, size: int, dtype: DType) -> None:
         out[...] = size
@@ -225,7 +259,10 @@ class Support:
         self.xp.copyto(out[(*place, ...)], y)
 
     def random_bits(self, key: Array, row: Array, out: Array, shape: Any, dtype: DType) -> None:
-        philox_bits(self.xp, key, row, out.shape, out)
+        if out.flags.c_contiguous:
+            philox_bits(self.xp, key, row, out.shape, out)
+        else:
+            self.xp.copyto(out, philox_bits(self.xp, key, row, out.shape))
 
     def random_fold(self, key: Array, data: Array, out: Array) -> None:
         philox_fold(self.xp, key, data, out)
