@@ -83,7 +83,14 @@ def current_scope() -> str:
 def scope(name: str) -> Iterator[None]:
     """Names what is traced inside: nested scopes are joined by dots."""
     outer = _scope.get()
-    token = _scope.set(f"{outer}.{name}" if outer else name)
+    with scope_at(f"{outer}.{name}" if outer else name):
+        yield
+
+
+@contextmanager
+def scope_at(path: str) -> Iterator[None]:
+    """Names what is traced inside by a whole path, whatever scope is around."""
+    token = _scope.set(path)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from retrograde.compiler.ops import (  # noqa: F401  # each registers its ops
     elementwise,
     index,
     logic,
+    mark,
     move,
     norm,
     random,

@@ -79,11 +79,19 @@ def _seeded(outputs: Sequence[Any], cotangents: Sequence[Expr | None]) -> tuple[
     )  # fmt: skip
 
 
+def _silent(graph: Graph) -> Graph:
+    """The graph without what it prints: a value that is computed again is not shown again."""
+    shown = [n for n in graph.nodes if n.op.effect == "debug"]
+    if not shown:
+        return graph
+    return graph.replace(nodes=tuple(n for n in graph.nodes if n not in shown))
+
+
 def _remat_vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | None]:
     body: Graph = ctx.attrs["body"]
     of = _seeded(body.outputs, cotangents)
     wrt = tuple(i for i, need in enumerate(ctx.needs) if need)
-    backward = ctx.differentiate(body, of, wrt)
+    backward = _silent(ctx.differentiate(body, of, wrt))
     origin = Origin("recompute", "backward", (ctx.node.id,), group=ctx.node.id)
     builder = required()
     seeds = [c for i in of if (c := cotangents[i]) is not None]
@@ -228,7 +236,7 @@ def _scan_vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr
     n, length = ctx.attrs["carries"], ctx.attrs["length"]
     of = _float_indices(body.outputs)
     wrt = _float_indices(body.inputs)
-    backward = ctx.differentiate(body, of, wrt)
+    backward = _silent(ctx.differentiate(body, of, wrt))
     _, stacked, constants = _scan_parts(ctx.inputs, ctx.attrs)
     carries, slices, captured = _scan_parts(body.inputs, ctx.attrs)
 

@@ -1,0 +1,69 @@
+"""Ops that change no number: stop_gradient cuts derivatives, debug_print shows values.
+
+Operands -> the operand, or nothing.  Invariant: neither changes what a program computes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retrograde.compiler.errors import UnsupportedError
+from retrograde.compiler.ir.graph import Attrs, TensorType
+from retrograde.compiler.ir.op import Op, no_cost
+from retrograde.compiler.ir.registry import Kind, NotDifferentiable, register
+
+
+def _same(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    return (types[0],)
+
+
+stop_gradient = register(
+    Op(
+        "stop_gradient",
+        Kind.ELEMENTWISE,
+        _same,
+        lambda attrs, x: x,
+        NotDifferentiable("it is there to cut the derivative"),
+        doc="the operand, as a constant to every derivative",
+        cost=no_cost,
+        numpy="{xp}.copyto({out}, {0})",
+        inplace=(0,),
+    )
+)
+
+
+def _nothing(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    try:
+        attrs["format"].format(*types)
+    except (IndexError, KeyError, ValueError, TypeError) as error:
+        # A format such as {:.3f} does not fit a type; only what never fits a value is refused.
+        if isinstance(error, (IndexError, KeyError)):
+            raise UnsupportedError(
+                f"the format {attrs['format']!r} takes other values than the {len(types)} given"
+            ) from None
+    return ()
+
+
+def _print(attrs: Attrs, *arrays: Any) -> tuple[()]:
+    print(attrs["format"].format(*map(_shown, arrays)), flush=True)
+    return ()
+
+
+def _shown(x: Any) -> Any:
+    """A 0-d array as its number, so that formats such as {:.3f} work."""
+    return x[()] if x.ndim == 0 else x
+
+
+debug_print = register(
+    Op(
+        "debug_print",
+        Kind.OPAQUE,
+        _nothing,
+        _print,
+        NotDifferentiable("it returns nothing"),
+        doc="prints the operands by `format` when the program runs",
+        convention="in the order of the program; not again where a value is recomputed",
+        cost=no_cost,
+        effect="debug",
+    )
+)
