@@ -1,1 +1,64 @@
 """Retrograde: a symbolic graph compiler for sequence models; this is the namespace users import."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from retrograde import debug, errors, numpy, random, tree
+from retrograde.compiled import Compiled, compile
+from retrograde.custom import custom_vjp, remat, stop_gradient
+from retrograde.eager_mode import eager
+from retrograde.gradients import grad, jvp, value_and_grad, vjp
+from retrograde.jitted import jit
+from retrograde.loops import scan
+from retrograde.mean import Mean
+from retrograde.specs import Spec, dim, spec
+from retrograde.tracer import Tracer
+from retrograde.traces import trace
+from retrograde.training import TrainStep, compile_training
+
+if TYPE_CHECKING:
+    from retrograde import losses, models, nn, optim
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Compiled",
+    "Mean",
+    "Spec",
+    "Tracer",
+    "TrainStep",
+    "compile",
+    "compile_training",
+    "custom_vjp",
+    "debug",
+    "dim",
+    "eager",
+    "errors",
+    "grad",
+    "jit",
+    "jvp",
+    "losses",
+    "models",
+    "nn",
+    "numpy",
+    "optim",
+    "random",
+    "remat",
+    "scan",
+    "spec",
+    "stop_gradient",
+    "trace",
+    "tree",
+    "value_and_grad",
+    "vjp",
+]
+
+_ON_FIRST_USE = ("losses", "models", "nn", "optim")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_FIRST_USE:
+        return importlib.import_module(f"retrograde.{name}")
+    raise AttributeError(f"retrograde has no {name!r}")

@@ -1,0 +1,103 @@
+"""`compile(fn, *specs)`: a function and what it will be given -> a program for every size.
+
+Invariant: one program serves all sizes within the bounds; what a call returns is fresh.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from retrograde import tree
+from retrograde.captures import snapshot
+from retrograde.compiler.errors import UnsupportedError
+from retrograde.compiler.ir.location import where
+from retrograde.execution import Array, Runnable, checked_backend, refuse_unbuilt, runnable
+from retrograde.explained import Explained
+from retrograde.traces import Declared, checked_at
+from retrograde.tracing import Traced
+
+
+def compile(
+    fn: Callable[..., Any],
+    *specs: Any,
+    budget: int | str | None = None,
+    at: Mapping[str, int] | None = None,
+    backend: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+) -> Compiled:
+    """Compiles `fn` for arguments as `specs` describe them: `rg.spec`, arrays, trees of both.
+
+    `at` names the sizes that the plan is made for, {"B": 32, "T": 256}; the program runs at every
+    size.  `backend`: "auto" or "numpy" (CPU), "cupy" (GPU).  `threads`: for matrix products.
+    `budget` and `precision` are not in this release (UnsupportedError)."""
+    refuse_unbuilt(budget, precision)
+    checked_backend(backend)
+    return Compiled(Declared.of(fn, specs), at, backend, threads)
+
+
+class Compiled(Explained):
+    """A compiled function: called like the function, on arrays of any size within the bounds."""
+
+    def __init__(
+        self, declared: Declared, at: Mapping[str, int] | None, backend: str, threads: int | None
+    ) -> None:
+        self._declared = declared
+        self._backend = backend
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._traced, self._captures = declared.trace()
+        self._at = checked_at(at, self._traced.graph.symbols())
+        self._run = self._compiled(self._traced)
+
+    def _compiled(self, traced: Traced) -> Runnable:
+        return runnable(traced.graph, self._at, self._backend, self._threads)
+
+    def _runnable(self) -> Runnable:
+        return self._run
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function returns, as fresh arrays.
+
+        Raises ShapeError, DTypeError or DataError, naming the argument, for what does not fit."""
+        arrays = self._declared.arrays(args)
+        sizes = self._declared.sizes(arrays)
+        with self._lock:
+            run, traced, captured = self._now()
+        outputs = run.run([*arrays, *captured], sizes)
+        return tree.unflatten(traced.structure, outputs)
+
+    def _now(self) -> tuple[Runnable, Traced, Sequence[Array]]:
+        """The program and the captured arrays of this moment; traced anew where that is due."""
+        found = self._captures.current(snapshot(self._declared.fn))
+        if found is None:
+            traced, self._captures = self._declared.trace()
+            if traced.graph.text() != self._traced.graph.text():
+                self._run = self._compiled(traced)
+            self._traced = traced
+            found = list(traced.captured)
+        return self._run, self._traced, found
+
+    def clone(self) -> Compiled:
+        """The same program with memory of its own, to run beside this one."""
+        other: Compiled = object.__new__(Compiled)
+        other.__dict__.update(self.__dict__)
+        other._lock = threading.Lock()
+        other._run = self._run.clone()
+        return other
+
+    def save(self, path: Any) -> NoReturn:
+        """Not in this release."""
+        raise UnsupportedError(
+            f"{where()}saving compiled programs is not in this release: compile again, which takes "
+            "about a second"
+        )
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(
+            f"{name}: {type}"
+            for name, type in zip(self._declared.input_names, self._declared.types, strict=True)
+        )
+        return f"<compiled {self._traced.graph.name}({inputs})>"

@@ -1,0 +1,27 @@
+"""The error classes: `rg.errors.ShapeError` and so on, all of them `RetrogradeError`."""
+
+from retrograde.compiler.errors import (
+    BudgetError,
+    CheckpointError,
+    DataError,
+    DeviceError,
+    DTypeError,
+    RetrogradeError,
+    ShapeError,
+    TraceError,
+    UnsupportedError,
+    VerifyError,
+)
+
+__all__ = [
+    "BudgetError",
+    "CheckpointError",
+    "DTypeError",
+    "DataError",
+    "DeviceError",
+    "RetrogradeError",
+    "ShapeError",
+    "TraceError",
+    "UnsupportedError",
+    "VerifyError",
+]

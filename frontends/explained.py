@@ -1,0 +1,196 @@
+"""What a compiled program tells about itself: plans, peaks, reports, stages, sources, drawings.
+
+Invariant: nothing here runs the program, and every number is the one that runs go by.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from retrograde.compiler.errors import BudgetError, ShapeError, UnsupportedError
+from retrograde.compiler.inspect.dot import to_dot
+from retrograde.compiler.inspect.report import report
+from retrograde.compiler.inspect.svg import to_svg
+from retrograde.compiler.ir.graph import Graph, Node, Value
+from retrograde.compiler.ir.location import where
+from retrograde.compiler.program import MemoryPlan, PeakForm, Program
+from retrograde.execution import Runnable
+
+_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+          "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip
+_FARTHEST = 2**40
+
+
+class Explained:
+    """A compiled program, as `_runnable` gives it and for the sizes `_at`."""
+
+    _at: dict[str, int]
+
+    def _runnable(self) -> Runnable:
+        raise NotImplementedError
+
+    @property
+    def _program(self) -> Program:
+        return self._runnable().executable.program
+
+    def plan(self, **sizes: int) -> MemoryPlan:
+        """The memory of a run at these sizes: `plan(B=32, T=256)`.
+
+        Sizes left out are those of `at`.  Raises ShapeError for a size that is missing, unknown or
+        out of its bounds."""
+        return self._program.plan(self._sizes(sizes))
+
+    def peak(self) -> PeakForm:
+        """The peak in closed form: `str(peak())`, and `peak()(B=32, T=256)` in bytes."""
+        return self._program.peak()
+
+    def largest(self, symbol: str, budget: int | str, **sizes: int) -> int:
+        """The largest `symbol` whose peak is within `budget` (bytes, or "64MiB"), the others given.
+
+        Raises BudgetError where not even the smallest is."""
+        limit = in_bytes(budget)
+        known = {s.name: s for s in self._program.symbols}
+        if symbol not in known:
+            raise ShapeError(f"{where()}there is no size {symbol!r}; there are {_listed(known)}")
+        low = known[symbol].min
+
+        def height(n: int) -> int:
+            return self._program.layout(self._sizes({**sizes, symbol: n}))[2]
+
+        if height(low) > limit:
+            raise BudgetError(
+                f"{where()}{symbol} = {low}, the smallest there is, needs {height(low)} bytes, and "
+                f"the budget is {limit}",
+                minimum_bytes=height(low),
+            )
+        high = known[symbol].max
+        if high is None:
+            high = max(low, 1)
+            while high < _FARTHEST and height(high) <= limit:
+                high *= 2
+        while low < high:  # the peak never falls as a size grows
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if height(middle) <= limit else (low, middle - 1)
+        return low
+
+    def report(self, **sizes: int) -> str:
+        """What the compiler made of the function, and the memory at these sizes (or `at`)."""
+        run, program = self._runnable(), self._program
+        given = {**self._at, **sizes}
+        complete = all(s.name in given for s in program.symbols)
+        plan = self.plan(**sizes) if sizes or complete else None
+        return report(program, run.stages, plan)
+
+    def ir(self, stage: str = "trace") -> Graph:
+        """The graph at a stage: "trace", or after one of the passes."""
+        stages = self._runnable().stages
+        if stage not in stages:
+            raise UnsupportedError(f"{where()}no stage {stage!r}: there are {', '.join(stages)}")
+        return stages[stage]
+
+    def source(self) -> str:
+        """The generated program."""
+        return self._program.source
+
+    def inspect(self, path: str | os.PathLike[str], stage: str = "trace") -> None:
+        """Draws the graph of a stage into `path`: an .svg picture, or .dot for graphviz."""
+        kind = Path(path).suffix
+        drawings = {".svg": to_svg, ".dot": to_dot}
+        if kind not in drawings:
+            raise UnsupportedError(f"{where()}cannot draw {str(path)!r}: use .svg or .dot")
+        Path(path).write_text(drawings[kind](self.ir(stage)), encoding="utf-8")
+
+    def explain(self, name: str) -> str:
+        """What is called `name`: an input, an output, a module path or a source line
+        ("model.py:12"): its type and the nodes that make and use it."""
+        graph = self.ir("trace")
+        text = _explained(graph, name)
+        if text is None:
+            known = [*graph.input_names, *graph.output_names, *_scopes(graph)]
+            raise UnsupportedError(
+                f"{where()}nothing is called {name!r}: there are {_listed(dict.fromkeys(known))}, "
+                "and source lines such as 'model.py:12'"
+            )
+        return text
+
+    def certify(self) -> NoReturn:
+        """Not in this release."""
+        raise UnsupportedError(f"{where()}certify() is not in this release")
+
+    def _sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        given = {**self._at, **sizes}
+        known = {s.name: s for s in self._program.symbols}
+        for name in sizes:
+            if name not in known:
+                raise ShapeError(f"{where()}there is no size {name!r}; there are {_listed(known)}")
+        for name, symbol in known.items():
+            if name not in given:
+                raise ShapeError(f"{where()}the size {name} is missing: give plan({name}=…)")
+            if given[name] < symbol.min or (symbol.max is not None and given[name] > symbol.max):
+                raise ShapeError(
+                    f"{where()}{name} = {given[name]} is out of the bounds of {symbol}"
+                )
+        return {name: given[name] for name in known}
+
+
+def in_bytes(budget: int | str) -> int:
+    """A number of bytes, also as "64MiB" or "1.5GB"."""
+    if isinstance(budget, str):
+        text = budget.replace(" ", "").upper()
+        digits = text.rstrip("KMGTIB")
+        unit = text[len(digits) :] or "B"
+        try:
+            return int(float(digits) * _UNITS[unit])
+        except (KeyError, ValueError):
+            raise UnsupportedError(
+                f"{where()}{budget!r} is no number of bytes: write 67108864 or '64MiB'"
+            ) from None
+    return budget
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    shown = list(names)[:12]
+    more = len(names) - len(shown)
+    return (", ".join(shown) + (f" and {more} more" if more > 0 else "")) or "none"
+
+
+def _scopes(graph: Graph) -> list[str]:
+    return list(dict.fromkeys(node.scope for node in graph.nodes if node.scope))
+
+
+def _explained(graph: Graph, name: str) -> str | None:
+    for kind, values, names in (
+        ("input", graph.inputs, graph.input_names),
+        ("output", graph.outputs, graph.output_names),
+    ):
+        if name in names:
+            return _value_explained(graph, name, kind, values[names.index(name)])
+    inside = [n for n in graph.nodes if n.scope == name or n.scope.startswith(f"{name}.")]
+    inside = inside or [n for n in graph.nodes if n.loc is not None and str(n.loc) == name]
+    if not inside:
+        return None
+    return "\n".join([f"{name}: {len(inside)} nodes", *(_line(node) for node in inside)])
+
+
+def _value_explained(graph: Graph, name: str, kind: str, v: Value) -> str:
+    lines = [f"{name}: {kind}, {v.type}, {v.type.bytes} bytes"]
+    replaced = {o: i for o, i in graph.aliases}
+    if kind == "output" and v in graph.outputs and graph.outputs.index(v) in replaced:
+        lines.append(f"  replaces {graph.input_names[replaced[graph.outputs.index(v)]]}")
+    made = graph.producers().get(v)
+    if made is not None:
+        lines += ["made by", _line(made)]
+    used = graph.users().get(v, [])
+    lines += (
+        [f"used by {len(used)} nodes", *(_line(node) for node in used)] if used else ["not used"]
+    )
+    return "\n".join(lines)
+
+
+def _line(node: Node) -> str:
+    types = ", ".join(str(v.type) for v in node.outputs)
+    role = "" if node.origin.role == "primal" else f"  ({node.origin.role})"
+    return f"  {types} = {node.op.name}  {node.place}{role}".rstrip()

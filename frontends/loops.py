@@ -1,0 +1,192 @@
+"""Loops over time: `scan(body, init, xs)` -> one node, however many steps there are.
+
+The body is traced once, for one step, into a graph whose inputs are the carry, the step's slices
+and what it uses from outside.  Invariant: a carry leaves the body as the type that it enters with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from retrograde import tree
+from retrograde.compiler.errors import DTypeError, ShapeError, TraceError
+from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.builder import current
+from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.dtypes import DType
+from retrograde.compiler.ir.expr import Expr, apply, cast
+from retrograde.compiler.ir.graph import TensorType, same_shape, same_type
+from retrograde.compiler.ir.location import where
+from retrograde.compiler.ir.registry import lookup
+from retrograde.eager_mode import EagerBuilder
+from retrograde.jitted import shared_jit
+from retrograde.tracing import (
+    Traced,
+    expression,
+    is_traced,
+    lifted,
+    strong,
+    trace_inner,
+)
+
+Body = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def scan(
+    body: Body, init: Any, xs: Any = None, *, length: Dim | None = None, reverse: bool = False
+) -> tuple[Any, Any]:
+    """Runs `body(carry, x) -> (carry, y)` over axis 0 of `xs`; returns (last carry, stacked ys).
+
+    `init`, `xs` and `y` are trees of arrays.  Without `xs`, `length` says how often; x is None
+    then.  `reverse` runs from the last step to the first, and y stays at its step's place.  Raises
+    ShapeError or DTypeError where a carry changes its type, naming the leaf."""
+    if not is_traced():
+
+        def call(init: Any, xs: Any) -> Any:
+            return scan(body, init, xs, length=length, reverse=reverse)
+
+        out: tuple[Any, Any] = shared_jit(body, ("scan", length, reverse), call)(init, xs)
+        return out
+    init, xs = lifted((init, xs))
+    slices, structure = tree.flatten(xs)
+    steps = _length([expression(x, "what scan runs over") for x in slices], tree.paths(xs), length)
+    if isinstance(current(), EagerBuilder):
+        return _one_by_one(body, init, xs, int(steps), reverse)  # type: ignore[arg-type]
+    return _scan(body, init, slices, structure, steps, reverse)
+
+
+def _length(slices: list[Expr], paths: list[str], length: Dim | None) -> Dim:
+    """The number of steps, on which all that is scanned agrees."""
+    found, source = length, "length"
+    for x, path in zip(slices, paths, strict=True):
+        label = f"xs.{path}" if path else "xs"
+        if not x.shape:
+            raise ShapeError(f"{where()}scan runs over axis 0, and {label} is a scalar, {x.type}")
+        if found is None:
+            found, source = x.shape[0], label
+        elif not dims.same(found, x.shape[0]):
+            raise ShapeError(
+                f"{where()}scan: {label} has {x.shape[0]} steps along axis 0 ({x.type}), and "
+                f"{source} {found}"
+            )
+    if found is None:
+        raise TraceError(f"{where()}scan without xs needs length=, the number of steps")
+    return found
+
+
+def _scan(
+    body: Body, init: Any, slices: list[Any], structure: tree.TreeDef, steps: Dim, reverse: bool
+) -> tuple[Any, Any]:
+    leaves, carried = tree.flatten(init)
+    paths = [f"carry.{p}" if p else "carry" for p in tree.names(carried)]
+    entering = [expression(x, path) for x, path in zip(leaves, paths, strict=True)]
+    weak = [x.weak for x in entering]
+    entering = [strong(x) for x in entering]
+    xs = [expression(x) for x in slices]
+    step_types = [TensorType(x.dtype, x.shape[1:]) for x in xs]
+    n = len(entering)
+
+    def call(inner: list[Expr]) -> Any:
+        carry, x = tree.unflatten(carried, inner[:n]), tree.unflatten(structure, inner[n:])
+        result = body(carry, x)
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise TraceError(
+                f"{where()}the body of scan must return (carry, y), y may be None; it returned a "
+                f"{type(result).__name__}"
+            )
+        after, y = result
+        return _matched(after, carried, inner[:n], paths, weak), tree.map(_output, y)
+
+    def traced() -> Traced:
+        types = [*(x.type for x in entering), *step_types]
+        names = [*paths, *(["x"] * len(xs))]
+        return trace_inner("scan", types, names, call, [False] * len(types))
+
+    try:
+        made = traced()
+    except _Wider as found:  # a carry that begins as a plain number takes the type of the body's
+        dtypes = found.dtypes
+        entering = [cast(x, d) for x, d in zip(entering, dtypes, strict=True)]
+        weak = [False] * n
+        made = traced()
+    attrs = {
+        "body": made.graph, "carries": n, "slices": len(xs), "length": steps, "reverse": reverse,
+    }  # fmt: skip
+    if not made.graph.outputs:
+        return init, tree.unflatten(made.structure, [])[1]
+    results = apply(lookup("scan"), [*entering, *xs, *made.captured], attrs)
+    out: tuple[Any, Any] = tree.unflatten(
+        made.structure, list(results) if isinstance(results, tuple) else [results]
+    )
+    return tree.unflatten(carried, tree.leaves(out[0])), out[1]
+
+
+class _Wider(Exception):
+    """The body makes another dtype of a carry that began as a plain number."""
+
+    def __init__(self, dtypes: list[DType]) -> None:
+        super().__init__("carry")
+        self.dtypes = dtypes
+
+
+def _matched(
+    after: Any, carried: tree.TreeDef, before: list[Expr], paths: list[str], weak: list[bool]
+) -> list[Expr]:
+    """The leaves of the carry that a body returns, checked against those it got."""
+    leaves, structure = tree.flatten(after)
+    if structure != carried:
+        raise ShapeError(
+            f"{where()}the body of scan returns a carry of another structure than it got: "
+            f"{tree.difference(carried, structure)}"
+        )
+    found = [expression(x, path) for x, path in zip(leaves, paths, strict=True)]
+    found = [cast(x, b.dtype) if x.weak and _holds(b.dtype, x.dtype) else strong(x)
+             for x, b in zip(found, before, strict=True)]  # fmt: skip
+    for x, b, path in zip(found, before, paths, strict=True):
+        if not same_shape(x.shape, b.shape):
+            raise ShapeError(
+                f"{where()}{path} enters the body of scan as {b.type} and leaves it as {x.type}: "
+                "a carry keeps its shape; begin with one of that shape"
+            )
+    if any(w and x.dtype is not b.dtype for x, b, w in zip(found, before, weak, strict=True)):
+        raise _Wider([x.dtype if w else b.dtype
+                      for x, b, w in zip(found, before, weak, strict=True)])  # fmt: skip
+    for x, b, path in zip(found, before, paths, strict=True):
+        if not same_type(x.type, b.type):
+            raise DTypeError(
+                f"{where()}{path} enters the body of scan as {b.type} and leaves it as {x.type}: "
+                f"a carry keeps its dtype; begin with {x.dtype}, or cast with .astype('{b.dtype}')"
+            )
+    return found
+
+
+def _holds(carry: DType, number: DType) -> bool:
+    """Whether a plain number of this dtype may become what the carry is."""
+    order = {"bool": 0, "uint": 1, "int": 1, "float": 2}
+    return order[number.kind] <= order[carry.kind]
+
+
+def _output(x: Any) -> Expr:
+    return strong(expression(x, "a step result of scan"))
+
+
+def _one_by_one(body: Body, init: Any, xs: Any, steps: int, reverse: bool) -> tuple[Any, Any]:
+    """The loop as Python runs it, for eager mode."""
+    if steps == 0:  # only the types of the results are left to find
+        leaves, structure = tree.flatten(xs)
+        return _scan(body, init, leaves, structure, 0, reverse)
+    carry = tree.map(lambda x: strong(expression(x)), init)
+    rows: list[Any] = [None] * steps
+    for t in range(steps - 1, -1, -1) if reverse else range(steps):
+        carry, rows[t] = body(carry, tree.map(lambda x, t=t: expression(x)[t], xs))
+    _, structure = tree.flatten(rows[0])
+    columns = zip(*(tree.leaves(row) for row in rows), strict=True)
+    return carry, tree.unflatten(structure, [_stacked(column) for column in columns])
+
+
+def _stacked(column: Any) -> Expr:
+    rows = [_output(x) for x in column]
+    rows = [apply(lookup("reshape"), (x,), {"shape": (1, *x.shape)}) for x in rows]
+    out: Expr = apply(lookup("concatenate"), rows, {"axis": 0})
+    return out

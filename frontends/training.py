@@ -1,0 +1,372 @@
+"""`compile_training`: a loss, a model and an optimizer -> one program that is a training step.
+
+Parameters, optimizer state and the step counter live in the program's memory and are updated in
+place; what a caller gets are copies.  Invariant: a step that raises leaves all of them as they
+were, and so does a restore that does not fit.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from retrograde import random, tree
+from retrograde.captures import snapshot
+from retrograde.compiler.errors import (
+    CheckpointError,
+    DataError,
+    DTypeError,
+    ShapeError,
+    UnsupportedError,
+)
+from retrograde.compiler.ir import dtypes
+from retrograde.compiler.ir.binding import bind_sizes
+from retrograde.compiler.ir.graph import TensorType
+from retrograde.compiler.ir.location import where
+from retrograde.execution import Array, Runnable, checked_backend, refuse_unbuilt, runnable
+from retrograde.explained import Explained
+from retrograde.runtime.training import checkpoint
+from retrograde.specs import is_spec, type_of, unified
+from retrograde.traces import as_array, checked_at
+from retrograde.training_graph import KEY_TYPE, StepParts, TracedStep, trace_step
+
+MODEL, OPTIMIZER, STEP, KEY = "model", "optimizer", "step", "key"
+
+
+def compile_training(
+    loss: Callable[..., Any],
+    model: Any,
+    optimizer: Any,
+    batch: Mapping[str, Any],
+    *,
+    budget: int | str | None = None,
+    at: Mapping[str, int] | None = None,
+    backend: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+    accumulate: int = 1,
+    truncate: int | None = None,
+    clip_norm: float | None = None,
+    seed: int = 0,
+) -> TrainStep:
+    """Compiles one training step: loss, gradients, clipping and the optimizer's update.
+
+    `loss(model, **batch)` returns one float or a `Mean`; the batch's entries are specs (or trees of
+    them) with named sizes, and one program serves all sizes.  Every float array of `model` is
+    trained.  `clip_norm` bounds the norm of all gradients together; `seed` is that of dropout; `at`
+    names the sizes that the plan is made for.  `budget`, `precision`, `accumulate` above 1 and
+    `truncate` are not in this release (UnsupportedError)."""
+    refuse_unbuilt(budget, precision)
+    if accumulate != 1 or truncate is not None:
+        name = "accumulate" if accumulate != 1 else "truncate"
+        raise UnsupportedError(
+            f"{where()}{name} is not in this release: leave it out; a smaller batch needs less "
+            "memory"
+        )
+    if clip_norm is not None and not clip_norm > 0:
+        raise DataError(f"{where()}clip_norm is {clip_norm!r}: it must be above 0, or None")
+    checked_backend(backend)
+    return TrainStep(loss, model, optimizer, batch, at, backend, threads, clip_norm, seed)
+
+
+class TrainStep(Explained):
+    """A training step: `metrics = step(**batch)` updates the model and returns numbers."""
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        model: Any,
+        optimizer: Any,
+        batch: Mapping[str, Any],
+        at: Mapping[str, int] | None,
+        backend: str,
+        threads: int | None,
+        clip_norm: float | None,
+        seed: int,
+    ) -> None:
+        self._lock = threading.Lock()
+        self._backend, self._threads = backend, threads
+        self._key = np.asarray(random.key(seed), KEY_TYPE.dtype.numpy)
+        leaves, self._structure = tree.flatten(model)
+        self._paths = [path or "parameter" for path in tree.names(self._structure)]
+        arrays = [_leaf(x, path) for x, path in zip(leaves, self._paths, strict=True)]
+        trained = [i for i, x in enumerate(arrays) if dtypes.dtype(x.dtype).is_float]
+        if not trained:
+            raise DataError(f"{where()}the model has no float arrays: there is nothing to train")
+        self._fixed = [x.copy() for i, x in enumerate(arrays) if i not in set(trained)]
+        params = [arrays[i] for i in trained]
+        state, state_structure = tree.flatten(optimizer.init(params))
+        state = [np.asarray(x) for x in state]
+        names = _parameter_names(self._paths, trained)
+        state_names = _state_names(tree.names(state_structure), names)
+        self._parts = _parts(
+            loss, optimizer, self._structure, trained, arrays, state, state_structure,
+            [*names, *state_names, STEP], batch, clip_norm,
+        )  # fmt: skip
+        self._traced = trace_step(self._parts)
+        self._at = checked_at(at, self._traced.graph.symbols())
+        self._run = self._compiled(self._traced)
+        self._last = dict(self._at)
+        self._run.executable.set_state([*params, *state, np.zeros((), np.int64)])
+
+    def _compiled(self, traced: TracedStep) -> Runnable:
+        return runnable(traced.graph, self._at, self._backend, self._threads)
+
+    def _runnable(self) -> Runnable:
+        return self._run
+
+    def __call__(self, **batch: Any) -> dict[str, float]:
+        """One update on one batch: the loss before it, the norm of the gradients, the rate.
+
+        Raises DataError for a missing, unknown or empty entry and for an index out of range,
+        ShapeError and DTypeError for what is not as declared; nothing has changed then."""
+        arrays = self._batch(batch)
+        with self._lock:
+            captured = self._now()
+            sizes = self._sizes_of(arrays)
+            results = self._run.run([self._key, *arrays, *self._fixed, *captured], sizes)
+            self._last = sizes
+        names = self._traced.metrics
+        return {name: float(x) for name, x in zip(names, results, strict=True)}
+
+    def _batch(self, batch: Mapping[str, Any]) -> list[Array]:
+        """The arrays of a batch, in order, checked against the specs."""
+        parts = self._parts
+        declared = tree.unflatten(parts.batch, parts.batch_leaves)
+        missing = [name for name in declared if name not in batch]
+        unknown = [name for name in batch if name not in declared]
+        if missing or unknown:
+            said = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is not expected"
+            raise DataError(
+                f"{where()}the batch does not fit: {said}; the step takes "
+                f"{', '.join(declared)}"
+            )
+        leaves, structure = tree.flatten(dict(batch))
+        if structure != parts.batch:
+            raise ShapeError(
+                f"{where()}the batch is not of the structure of its specs: "
+                f"{tree.difference(parts.batch, structure)}"
+            )
+        first = parts.donated + 1
+        names = parts.names[first:]
+        arrays = [
+            as_array(leaves[i], type, name)
+            for i, type, name in zip(parts.batch_places, parts.batch_types, names, strict=False)
+        ]
+        for x, name in zip(arrays, names, strict=False):
+            if x.size == 0:
+                raise DataError(f"{where()}the batch is empty: {name} has shape {list(x.shape)}")
+        return arrays
+
+    def _sizes_of(self, arrays: Sequence[Array]) -> dict[str, int]:
+        parts = self._parts
+        names = parts.names[parts.donated + 1 :][: len(arrays)]
+        return bind_sizes(parts.batch_types, names, [x.shape for x in arrays])
+
+    def _now(self) -> list[Array]:
+        """The arrays captured by the loss, as they are; traced anew where a setting has changed."""
+        found = self._traced.captures.current(snapshot(self._parts.loss))
+        if found is not None:
+            return found
+        traced = trace_step(self._parts)
+        if traced.graph.text() != self._traced.graph.text():
+            state = self._run.executable.state()
+            self._run = self._compiled(traced)
+            self._run.executable.set_state(state)
+        self._traced = traced
+        return list(traced.captured)
+
+    # --- what it holds
+
+    @property
+    def model(self) -> Any:
+        """A snapshot of the model: its parameters as they are now, as NumPy arrays.
+
+        Assigning a model of the same structure, shapes and dtypes replaces the parameters; the
+        optimizer's state and the counter stay."""
+        with self._lock:
+            state = self._run.executable.state()
+        return tree.unflatten(self._structure, self._merged(state))
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        leaves, structure = tree.flatten(model)
+        if structure != self._structure:
+            raise ShapeError(
+                f"{where()}the model is of another structure than the one compiled for: "
+                f"{tree.difference(self._structure, structure)}"
+            )
+        arrays = [_leaf(x, path) for x, path in zip(leaves, self._paths, strict=True)]
+        types = self._leaf_types()
+        for x, type, path in zip(arrays, types, self._paths, strict=True):
+            as_array(x, type, path)
+            if x.shape != type.shape:
+                raise ShapeError(f"{where()}{path}: expected {type}, got shape {list(x.shape)}")
+        trained = self._parts.trained
+        with self._lock:
+            state = self._run.executable.state()
+            new = [arrays[i] for i in trained] + state[len(trained) :]
+            self._run.executable.set_state(new)
+            self._fixed = [x.copy() for i, x in enumerate(arrays) if i not in set(trained)]
+
+    def _leaf_types(self) -> list[TensorType]:
+        mine, others = iter(self._parts.parameters), iter(self._parts.fixed)
+        chosen = set(self._parts.trained)
+        return [next(mine) if i in chosen else next(others) for i in range(len(self._paths))]
+
+    def _merged(self, state: Sequence[Array]) -> list[Array]:
+        """All leaves of the model, from the program's state and what is not trained."""
+        mine, others = iter(state), iter(self._fixed)
+        chosen = set(self._parts.trained)
+        return [
+            next(mine) if i in chosen else next(others).copy() for i in range(len(self._paths))
+        ]
+
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """All that later steps depend on beside their batches: arrays by name, and JSON."""
+        with self._lock:
+            held = self._run.executable.state()
+            fixed = [x.copy() for x in self._fixed]
+        tensors = dict(zip(self._tensor_names(), [*held, self._key.copy(), *fixed], strict=True))
+        return tensors, {"steps": int(tensors[STEP])}
+
+    def set_state(self, tensors: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
+        """Puts back what `state` gave; CheckpointError, with nothing changed, if it is another
+        model's."""
+        names = self._tensor_names()
+        missing = [name for name in names if name not in tensors]
+        unknown = [name for name in tensors if name not in names]
+        if missing or unknown:
+            said = f"it has no {missing[0]!r}" if missing else f"it has {unknown[0]!r}"
+            raise CheckpointError(
+                f"the checkpoint is of another model or optimizer: {said}, unlike this step "
+                f"({len(missing)} missing, {len(unknown)} unknown)"
+            )
+        parts = self._parts
+        types = [*parts.types[: parts.donated], KEY_TYPE, *parts.fixed]
+        for name, type in zip(names, types, strict=True):
+            x = tensors[name]
+            if x.shape != type.shape or x.dtype != type.dtype.numpy:
+                raise CheckpointError(
+                    f"the checkpoint is of another model: {name} is {x.dtype}{list(x.shape)} in it, "
+                    f"and {type} here"
+                )
+        arrays = [np.array(tensors[name]) for name in names]
+        with self._lock:
+            self._run.executable.set_state(arrays[: parts.donated])
+            self._key = arrays[parts.donated]
+            self._fixed = arrays[parts.donated + 1 :]
+
+    def _tensor_names(self) -> list[str]:
+        parts = self._parts
+        n = len(parts.parameters)
+        trained = set(parts.trained)
+        return [
+            *(f"{MODEL}.{name}" for name in parts.names[:n]),
+            *(f"{OPTIMIZER}.{name}" for name in parts.names[n : parts.donated - 1]),
+            STEP,
+            KEY,
+            *(f"{MODEL}.{path}" for i, path in enumerate(self._paths) if i not in trained),
+        ]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the state to a checkpoint directory, whole at every moment."""
+        tensors, meta = self.state()
+        checkpoint.save(path, tensors, meta)
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Continues from a checkpoint, bit for bit; CheckpointError, with nothing changed, for one
+        that is damaged or of another model."""
+        tensors, meta = checkpoint.load(path)
+        self.set_state(tensors, meta)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The planned peak at the sizes of the last step (before the first: at those of `at`, else
+        the memory that the state takes)."""
+        sizes = self._last
+        if any(s.name not in sizes for s in self._program.symbols):
+            return sum(int(t.bytes) for t in self._parts.types[: self._parts.donated])  # type: ignore[arg-type]
+        return self._program.layout(sizes)[2]
+
+    def clone(self) -> TrainStep:
+        """A step of its own that goes on from the same state."""
+        other: TrainStep = object.__new__(TrainStep)
+        other.__dict__.update(self.__dict__)
+        other._lock = threading.Lock()
+        other._run = self._run.clone()
+        other._fixed = [x.copy() for x in self._fixed]
+        return other
+
+    def __repr__(self) -> str:
+        count = sum(int(np.prod(t.shape)) for t in self._parts.parameters)
+        return f"<training step of {self._traced.graph.name}: {count} parameters>"
+
+
+def _leaf(x: Any, path: str) -> Array:
+    if not isinstance(x, np.ndarray):
+        raise DTypeError(
+            f"{where()}{path} of the model is a {type(x).__name__}: its leaves are NumPy arrays; "
+            "settings belong in other fields of a module"
+        )
+    dtypes.dtype(x.dtype)  # raises for what is not supported
+    return x
+
+
+def _parts(
+    loss: Callable[..., Any],
+    optimizer: Any,
+    model: tree.TreeDef,
+    trained: Sequence[int],
+    arrays: Sequence[Array],
+    state: Sequence[Array],
+    state_structure: tree.TreeDef,
+    names: list[str],
+    batch: Mapping[str, Any],
+    clip_norm: float | None,
+) -> StepParts:
+    """The declarations of every input, in order."""
+    if not isinstance(batch, Mapping) or not batch:
+        raise DataError(f"{where()}batch must be a dict of specs: {{'x': rg.spec('f32', 'B', 5)}}")
+    leaves, structure = tree.flatten(dict(batch))
+    places = [i for i, x in enumerate(leaves) if is_spec(x)]
+    paths = tree.names(structure)
+    chosen = set(trained)
+    fixed = [i for i in range(len(arrays)) if i not in chosen]
+    model_paths = [path or "parameter" for path in tree.names(model)]
+    return StepParts(
+        loss,
+        optimizer,
+        model,
+        tuple(trained),
+        tuple(type_of(arrays[i]) for i in trained),
+        tuple(type_of(arrays[i]) for i in fixed),
+        state_structure,
+        tuple(map(type_of, state)),
+        structure,
+        tuple(leaves),
+        tuple(places),
+        tuple(unified(type_of(leaves[i]) for i in places)),
+        (*names, KEY, *(paths[i] for i in places), *(model_paths[i] for i in fixed)),
+        clip_norm,
+    )
+
+
+def _parameter_names(paths: Sequence[str], trained: Sequence[int]) -> list[str]:
+    return [paths[i] for i in trained]
+
+
+def _state_names(paths: Sequence[str], parameters: Sequence[str]) -> list[str]:
+    """The names of the optimizer's state: `m.3` is `m.blocks.0.weight` where the third parameter
+    is called so."""
+    out = []
+    for path in paths:
+        head, _, tail = path.rpartition(".")
+        if tail.isdigit() and int(tail) < len(parameters):
+            tail = parameters[int(tail)]
+        out.append(f"{head}.{tail}" if head else tail)
+    return out

@@ -1,0 +1,194 @@
+"""The graph of a training step: loss, model, optimizer and a batch's specs -> one graph.
+
+Inputs: parameters, optimizer state, step counter (these are donated), then the dropout key, the
+batch, arrays of the model that are not trained, and arrays captured by closure.  Outputs: the new
+parameters, state and counter, then the metrics.  Invariant: output i replaces input i for all that
+is donated.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retrograde import random, tree
+from retrograde.captures import Captures, captures, snapshot
+from retrograde.compiler.errors import ShapeError
+from retrograde.compiler.ir import dtypes
+from retrograde.compiler.ir.builder import required
+from retrograde.compiler.ir.expr import Expr, apply, cast
+from retrograde.compiler.ir.graph import Graph, Origin, TensorType, same_type
+from retrograde.compiler.ir.location import where
+from retrograde.compiler.ir.registry import lookup
+from retrograde.gradients import differentiated
+from retrograde.nn.context import dropout_keys
+from retrograde.numpy import minimum, sqrt
+from retrograde.tracing import expression, name_of, strong, trace_root
+
+UPDATE = Origin("update", "optimizer")
+KEY_TYPE = TensorType(dtypes.u32, (2,))
+
+
+@dataclass(frozen=True)
+class StepParts:
+    """What a training step is made of, before it is traced."""
+
+    loss: Callable[..., Any]
+    optimizer: Any
+    model: tree.TreeDef
+    trained: tuple[int, ...]  # the model's leaves that are parameters
+    parameters: tuple[TensorType, ...]
+    fixed: tuple[TensorType, ...]  # of the other leaves
+    state: tree.TreeDef
+    state_types: tuple[TensorType, ...]
+    batch: tree.TreeDef
+    batch_leaves: tuple[Any, ...]  # specs, and settings that are passed on
+    batch_places: tuple[int, ...]
+    batch_types: tuple[TensorType, ...]
+    names: tuple[str, ...]  # of all declared inputs, in their order
+    clip_norm: float | None
+
+    @property
+    def donated(self) -> int:
+        """How many inputs are state: parameters, the optimizer's, the counter."""
+        return len(self.parameters) + len(self.state_types) + 1
+
+    @property
+    def types(self) -> tuple[TensorType, ...]:
+        """Of all declared inputs."""
+        counter = TensorType(dtypes.i64)
+        return (
+            *self.parameters, *self.state_types, counter, KEY_TYPE, *self.batch_types, *self.fixed
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """The graph of a step, the names of its metrics, and what it captured."""
+
+    graph: Graph
+    metrics: tuple[str, ...]
+    captured: tuple[Any, ...]
+    captures: Captures
+
+
+def trace_step(parts: StepParts) -> TracedStep:
+    """Traces the loss, its gradients, the clipping and the update."""
+    before = snapshot(parts.loss)
+    traced = trace_root(
+        f"train_{name_of(parts.loss)}",
+        parts.types,
+        parts.names,
+        [False] * len(parts.types),
+        lambda exprs: _step(parts, exprs),
+    )
+    n = parts.donated
+    metrics = tuple(tree.names(traced.structure)[n:])
+    metrics = tuple(name.rpartition(".")[2] for name in metrics)
+    graph = traced.graph.replace(
+        output_names=(*(f"new {name}" for name in parts.names[:n]), *metrics),
+        aliases=tuple((i, i) for i in range(n)),
+    )
+    return TracedStep(graph, metrics, traced.captured, captures(before, traced.captured))
+
+
+def _step(parts: StepParts, exprs: Sequence[Expr]) -> tuple[Any, ...]:
+    given = iter(exprs)
+
+    def take(count: int) -> list[Expr]:
+        return [next(given) for _ in range(count)]
+
+    params = take(len(parts.parameters))
+    state = take(len(parts.state_types))
+    step, key = take(2)
+    batch = take(len(parts.batch_types))
+    fixed = take(len(parts.fixed))
+    with dropout_keys(random.fold_in(key, step)):
+        loss, grads = _loss_and_gradients(parts, params, fixed, batch)
+    with required().located(None, "optimizer", UPDATE):
+        norm = global_norm(grads)
+        new_params, new_state = _updated(parts, grads, state, params, step, norm)
+        rate = strong(expression(parts.optimizer.learning_rate(step), "the learning rate"))
+        counter = step + 1
+    metrics = {"loss": loss, "grad_norm": norm, "lr": rate}
+    return new_params, new_state, counter, metrics
+
+
+def _loss_and_gradients(
+    parts: StepParts, params: list[Expr], fixed: list[Expr], batch: list[Expr]
+) -> tuple[Any, list[Expr]]:
+    leaves = list(parts.batch_leaves)
+    for i, x in zip(parts.batch_places, batch, strict=True):
+        leaves[i] = x
+    keywords = tree.unflatten(parts.batch, leaves)
+
+    def loss_of(trained: list[Expr]) -> Any:
+        mine, others = iter(trained), iter(fixed)
+        chosen = set(parts.trained)
+        whole = [
+            next(mine) if i in chosen else next(others) for i in range(parts.model.num_leaves)
+        ]
+        return parts.loss(tree.unflatten(parts.model, whole), **keywords)
+
+    loss_of.__name__ = name_of(parts.loss)
+    value, _, (grads,) = differentiated(loss_of, (0,), False, (params,), {})
+    return value, grads
+
+
+def global_norm(grads: Sequence[Expr]) -> Expr:
+    """The Euclidean norm of all gradients together: one dot product each, nothing is squared."""
+    total: Any = None
+    for g in grads:
+        flat = apply(lookup("reshape"), (g,), {"shape": (g.size,)})
+        if flat.dtype.bytes == 2:
+            flat = cast(flat, dtypes.f32)
+        attrs = {"contract": ((0,), (0,)), "batch": ((), ())}
+        part = apply(lookup("dot_general"), (flat, flat), attrs)
+        total = part if total is None else total + part
+    out: Expr = sqrt(total)
+    return out
+
+
+def _updated(
+    parts: StepParts,
+    grads: list[Expr],
+    state: list[Expr],
+    params: list[Expr],
+    step: Expr,
+    norm: Expr,
+) -> tuple[list[Expr], list[Expr]]:
+    """The new parameters and the leaves of the new state, in the types that they had."""
+    scale: Any = 1.0
+    if parts.clip_norm is not None:
+        # As torch.nn.utils.clip_grad_norm_ does, with its guard against a norm of 0.
+        scale = minimum(parts.clip_norm / (norm + 1e-6), 1.0)
+    update = parts.optimizer.update
+    given = tree.unflatten(parts.state, state)
+    if _takes_scale(update):
+        new_params, new_state = update(grads, given, params, step, scale)
+    else:
+        if parts.clip_norm is not None:
+            grads = [g * cast(scale, g.dtype) for g in grads]
+        new_params, new_state = update(grads, given, params, step)
+    leaves, structure = tree.flatten(new_state)
+    if structure != parts.state:
+        raise ShapeError(
+            f"{where()}{type(parts.optimizer).__name__}.update returns a state of another "
+            f"structure than init: {tree.difference(parts.state, structure)}"
+        )
+    names = parts.names
+    found = [expression(x) for x in (*new_params, *leaves)]
+    for x, was, name in zip(found, (*parts.parameters, *parts.state_types), names, strict=False):
+        if not same_type(x.type, was):
+            raise ShapeError(
+                f"{where()}{type(parts.optimizer).__name__}.update makes {x.type} of {name}, "
+                f"which is {was}"
+            )
+    return found[: len(params)], found[len(params) :]
+
+
+def _takes_scale(update: Callable[..., Any]) -> bool:
+    parameters: Mapping[str, Any] = inspect.signature(update).parameters
+    return "scale" in parameters
