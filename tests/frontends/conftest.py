@@ -60,16 +60,16 @@ def symbolic(*arrays: Any, min: int = 1) -> list[tuple[Any, ...]]:
     return [tuple(dims.dim(f"N{n}", min=min) if n > 1 else n for n in np.shape(x)) for x in arrays]
 
 
-@pytest.fixture(name="run")
+@pytest.fixture(name="run", scope="session")
 def _run() -> Callable[..., Any]:
     return run
 
 
-@pytest.fixture(name="trace")
+@pytest.fixture(name="trace", scope="session")
 def _trace() -> Callable[..., Any]:
     return trace
 
 
-@pytest.fixture(name="symbolic")
+@pytest.fixture(name="symbolic", scope="session")
 def _symbolic() -> Callable[..., Any]:
     return symbolic
