@@ -39,6 +39,7 @@ from retrograde.compiler.ir.dims_terms import (
     sort_terms,
     terms_of,
 )
+from retrograde.compiler.ir.location import where
 
 CACHE = 1 << 16
 _interned: dict[Terms, Poly] = {}
@@ -158,8 +159,8 @@ class Poly(SymbolicNumber):
         if decide_eq(self, 0) is False:
             return True
         raise TraceError(
-            f"whether the size {self} is zero depends on the sizes of a run ({_ranges(self)}): "
-            "give it a bound, rg.dim(name, min=1), or compute with rnp.where"
+            f"{where()}whether the size {self} is zero depends on the sizes of a run "
+            f"({_ranges(self)}): give it a bound, rg.dim(name, min=1), or compute with rnp.where"
         )
 
 
@@ -293,11 +294,13 @@ def dominates(a: Dim, b: Dim) -> bool:
 
 def _decided(answer: bool | None, a: Dim, sign: str, b: Any) -> bool:
     if answer is None:
-        raise ShapeError(
-            f"cannot decide {a} {sign} {b} for all sizes ({_ranges(a, _dim(b))}): bound the sizes "
-            "with rg.dim(name, min=, max=), give sizes that are always equal one name, or fix them "
-            "as integers"
+        error = ShapeError(
+            f"{where()}cannot decide {a} {sign} {b} for all sizes ({_ranges(a, _dim(b))}): bound "
+            "the sizes with rg.dim(name, min=, max=), give sizes that are always equal one name, "
+            "or fix them as integers"
         )
+        error.located = True  # type: ignore[attr-defined]  # the message is complete
+        raise error
     return answer
 
 

@@ -30,9 +30,12 @@ __all__ = ["take", "take_along_axis"]
 
 @dataclass(frozen=True)
 class Part:
-    """One item of an index expression; `new` is None, which makes an axis of size 1."""
+    """One item of an index expression.
 
-    kind: Literal["slice", "integer", "array", "new"]
+    `new` is None, which makes an axis of size 1; `gap` an Ellipsis that stands for no axis, and
+    still keeps index arrays apart."""
+
+    kind: Literal["slice", "integer", "array", "new", "gap"]
     item: Any = None
 
 
@@ -119,7 +122,7 @@ def plan(x: Expr, index: Any) -> Plan:
     arrays: dict[int, Expr] = {}
     for part in parts:
         axis = len(windows)
-        if part.kind == "new":
+        if part.kind in ("new", "gap"):
             continue
         size = shape[axis]
         if part.kind == "slice":
@@ -165,12 +168,12 @@ def _parts(items: list[Any], x: Expr) -> tuple[list[Part], tuple[Dim, ...], int]
     used = sum(_covered(item) for item in found)
     if used > x.ndim:
         raise p.misfit(f"too many indices for {x.type}: {used} for {x.ndim} axes")
-    fill = [slice(None)] * (x.ndim - used)
+    fill: list[Any] = [slice(None)] * (x.ndim - used)
     ellipses = [i for i, item in enumerate(found) if item is Ellipsis]
     if len(ellipses) > 1:
         raise p.misfit("an index may hold only one Ellipsis (...)")
     at = ellipses[0] if ellipses else len(found)
-    found = [*found[:at], *fill, *found[at + 1 :]]
+    found = [*found[:at], *(fill or [Ellipsis]), *found[at + 1 :]]
     parts: list[Part] = []
     shape: list[Dim] = []
     axis = masks = 0
@@ -178,8 +181,8 @@ def _parts(items: list[Any], x: Expr) -> tuple[list[Part], tuple[Dim, ...], int]
         covered = _covered(item)
         sizes = x.shape[axis : axis + covered]
         axis += covered
-        if item is None:
-            parts.append(Part("new"))
+        if item is None or item is Ellipsis:
+            parts.append(Part("new" if item is None else "gap"))
             continue
         shape.append(dims.product(sizes))
         if isinstance(item, slice):

@@ -86,6 +86,17 @@ def test_reading_as_numpy(run: Any, data: Any) -> None:
     np.testing.assert_array_equal(run(lambda x: x[index], x), want)
 
 
+def test_an_ellipsis_keeps_index_arrays_apart_even_where_it_stands_for_nothing(run: Any) -> None:
+    x = numbered((2, 3, 4))
+    for index in [
+        (slice(None), [0, 2, 1], ..., 1),
+        (slice(None), [0, 2, 1], 1),
+        (..., [0, 2, 1], 1),
+    ]:
+        np.testing.assert_array_equal(run(lambda x, index=index: x[index], x), x[index])
+    assert x[:, [0, 2, 1], ..., 1].shape != x[:, [0, 2, 1], 1].shape
+
+
 @given(st.data())
 def test_reading_on_symbolic_sizes(run: Any, data: Any) -> None:
     """Where a size decides, the answer is that of NumPy at this size, or a refusal to guess."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import retrograde.numpy as rnp
-from retrograde.compiler.errors import RetrogradeError, TraceError
+from retrograde.compiler.errors import RetrogradeError, ShapeError, TraceError
 from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.graph import TensorType
 
@@ -150,6 +150,21 @@ def test_untraceable(trace: Any, name: str) -> None:
     message = str(caught.value)
     assert f"{__file__}:{call.__code__.co_firstlineno}: " in message
     assert says in message
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: 1 if x.shape[0] > 7 else 2,
+        lambda x: x.shape[0] == x.shape[1],
+        lambda x: np.tri(x.shape[1]),
+        lambda x: np.tile(OUT, x.shape[1]),
+    ],
+)
+def test_a_question_about_sizes_without_one_answer_is_refused(trace: Any, call: Any) -> None:
+    with pytest.raises(ShapeError, match=r"cannot decide .* rg\.dim\(name, min=, max=\)") as caught:
+        trace(call, [TensorType(dtypes.f32, (B, T))])
+    assert str(caught.value).startswith(f"{__file__}:{call.__code__.co_firstlineno}: ")
 
 
 def test_trace_error_is_none_of_the_errors_that_numpy_swallows() -> None:
