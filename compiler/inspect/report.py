@@ -6,6 +6,7 @@ none from a run.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -135,7 +136,7 @@ def _buffers(program: Program, plan: MemoryPlan | None) -> list[str]:
         return []
     found: dict[tuple[str, str, str, int], list[PlacedBuffer]] = {}
     for b in plan.buffers:
-        found.setdefault((b.kind, b.name, b.place, b.bytes), []).append(b)
+        found.setdefault((b.kind, b.name, _alike(b.place), b.bytes), []).append(b)
     if not found:
         return []
     ranked = sorted(found.values(), key=lambda group: -group[0].bytes)
@@ -146,9 +147,16 @@ def _buffers(program: Program, plan: MemoryPlan | None) -> list[str]:
         life = "always" if first.kind == "state" else f"steps {first.start} to {first.end - 1}"
         if len(group) > 1 and first.kind != "state":
             life = "at several times"
-        words = "  ".join(filter(None, (first.kind, first.name, first.place, life)))
+        place = first.place if len(group) == 1 else _alike(first.place)
+        words = "  ".join(filter(None, (first.kind, first.name, place, life)))
         lines.append(f"  {_bytes(first.bytes):>10}{times}  {words}")
     return lines
+
+
+def _alike(place: str) -> str:
+    """The place without the numbers of modules: `gpt.py:85 @ blocks.*.mlp_up`."""
+    line, at, scope = place.partition(" @ ")
+    return line + at + re.sub(r"(?<=\.)\d+(?=\.|$)", "*", scope)
 
 
 def _in_place(liveness: Liveness) -> list[str]:

@@ -1,1 +1,7 @@
-"""Ready sequence models, built from the layers in `retrograde.nn`."""
+"""Complete models, built from `retrograde.nn`."""
+
+from __future__ import annotations
+
+from retrograde.models.gpt import GPT
+
+__all__ = ["GPT"]

@@ -1,0 +1,150 @@
+"""The commands and their options: arguments -> work done elsewhere, text on standard output.
+
+Invariant: every error that Retrograde raises on purpose ends as one message on standard error and
+exit status 2, and then nothing that was there before has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar
+
+import click
+
+from retrograde.compiler.errors import RetrogradeError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Failure(click.ClickException):
+    """An error as the command line shows it."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"retrograde: {self.format_message()}", err=True)
+
+
+class Commands(click.Group):
+    """A group whose commands end on a `RetrogradeError` with its message."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RetrogradeError as error:
+            raise Failure(str(error)) from error
+        except BrokenPipeError:  # `retrograde … | head` has read enough
+            ctx.exit(0)
+
+
+def _version() -> str:
+    try:
+        return version("retrograde")
+    except PackageNotFoundError:
+        return "unknown: not installed"
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(_version(), prog_name="retrograde")
+def cli() -> None:
+    """Compile and train sequence models, with the memory known before the first step.
+
+    A RECIPE is `char-gpt`, or a Python file with a model, a loss and batches. Settings come from
+    the command line, else from variables RETROGRADE_<NAME>, else from retrograde.toml, else from
+    the recipe.
+    """
+
+
+def settings_options(command: F) -> F:
+    """The options by which any recipe's settings are given."""
+    for option in (
+        click.option("--config", metavar="FILE", help="The TOML file (default: retrograde.toml)."),
+        click.option(
+            "--set", "pairs", multiple=True, metavar="NAME=VALUE", help="Any setting of the recipe."
+        ),
+        click.option("--data", metavar="FILE", help="The text to train on."),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("recipe")
+@settings_options
+@click.option("--steps", type=int, help="Steps in all, with those before resuming.")
+@click.option("--seed", type=int, help="Of weights, batches and dropout.")
+@click.option("--time-limit", type=float, metavar="SECONDS", help="End the training after this.")
+@click.option(
+    "--checkpoint", metavar="DIR", help="Where to save (default: the next free runs/RECIPE-<n>)."
+)
+@click.option("--resume", is_flag=True, help="Continue the checkpoint (default: the latest run).")
+@click.option("--overwrite", is_flag=True, help="Replace what is in the checkpoint.")
+@click.option("--no-save", is_flag=True, help="Save nothing.")
+@click.option("--progress/--no-progress", default=True, help="Show a line or bar while training.")
+def train(recipe: str, **options: Any) -> None:
+    """Train the model of RECIPE."""
+    from retrograde.cli.training import run
+
+    interrupted = run(recipe, **options)
+    if interrupted:
+        raise SystemExit(130)  # as a shell reports a program that SIGINT ended
+
+
+@cli.command()
+@click.argument("checkpoint", required=False)
+@click.option("--prompt", default="", help="The text to go on from.")
+@click.option("--tokens", default=400, show_default=True, help="How many characters to make.")
+@click.option("--temperature", default=0.8, show_default=True, help="0: always the likeliest.")
+@click.option("--top-k", type=int, help="Choose among the k likeliest.")
+@click.option("--top-p", type=float, help="Choose among the likeliest that make up p.")
+@click.option("--seed", default=0, show_default=True, help="Of the choices.")
+def generate(checkpoint: str | None, **options: Any) -> None:
+    """Write text by the model in CHECKPOINT (default: the latest run)."""
+    from retrograde.cli.generation import run
+
+    run(checkpoint, **options)
+
+
+@cli.command("compile")
+@click.argument("recipe")
+@settings_options
+@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="Report at this size: B=32.")
+def compile_(recipe: str, **options: Any) -> None:
+    """Compile the training step of RECIPE and report on it."""
+    from retrograde.cli.explanation import show_report
+
+    show_report(recipe, **options)
+
+
+@cli.command()
+@click.argument("recipe")
+@settings_options
+@click.option("-B", "batch_sizes", metavar="N,N…", help="Batch sizes, the rows: 1,8,32.")
+@click.option("-T", "lengths", metavar="N,N…", help="Lengths, the columns: 64,256.")
+@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="Any other size.")
+def plan(recipe: str, **options: Any) -> None:
+    """Show the peak memory of RECIPE's training step over sizes."""
+    from retrograde.cli.explanation import show_plan
+
+    show_plan(recipe, **options)
+
+
+@cli.command()
+@click.argument("recipe")
+@click.argument("output")
+@settings_options
+@click.option("--stage", default="trace", show_default=True, help="trace, or after one pass.")
+def inspect(recipe: str, output: str, **options: Any) -> None:
+    """Draw the training step of RECIPE into OUTPUT, an .svg or .dot file."""
+    from retrograde.cli.explanation import draw
+
+    draw(recipe, output, **options)
+
+
+@cli.command()
+def doctor() -> None:
+    """Show what Retrograde finds on this machine."""
+    from retrograde.cli.doctor import findings
+
+    click.echo(findings())

@@ -1,0 +1,59 @@
+"""Recipes by name: a name or a Python file -> the recipe and its resolved settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import retrograde as rg
+from retrograde.cli.char_gpt import CharGPT
+from retrograde.cli.recipe import Recipe, Training
+from retrograde.cli.settings import Resolved, resolve
+from retrograde.cli.user_file import UserFile
+from retrograde.compiler.errors import DataError
+
+RECIPES: dict[str, Recipe] = {CharGPT().name: CharGPT()}
+
+
+def find(name: str) -> Recipe:
+    """The recipe of this name, or that a Python file defines."""
+    if name in RECIPES:
+        return RECIPES[name]
+    if name.endswith(".py"):
+        return UserFile(Path(name))
+    raise DataError(
+        f"there is no recipe {name!r}: there is {', '.join(RECIPES)}, or name a Python file "
+        "(my_model.py) that defines a model, a loss and batches"
+    )
+
+
+def settled(
+    recipe: Recipe,
+    given: Mapping[str, Any],
+    pairs: Sequence[str],
+    config: str | None,
+    stored: Mapping[str, Any] | None = None,
+) -> Resolved:
+    """The settings of the recipe.  Options that it lacks may not be given."""
+    known = {s.name for s in recipe.settings}
+    for name, value in given.items():
+        if value is not None and name not in known:
+            raise DataError(f"--{name.replace('_', '-')}: the recipe {recipe.name} has no {name!r}")
+    own = {name: value for name, value in given.items() if name in known}
+    return resolve(recipe.settings, recipe.name, own, pairs, file=config, stored=stored)
+
+
+def compiled_step(training: Training, settings: Mapping[str, Any]) -> Any:
+    """The compiled training step."""
+    return rg.compile_training(
+        training.loss,
+        training.model,
+        training.optimizer,
+        batch=dict(training.specs),
+        at=dict(training.at) or None,
+        backend=settings["backend"],
+        threads=settings["threads"],
+        clip_norm=training.clip_norm,
+        seed=settings["seed"],
+    )
