@@ -92,7 +92,7 @@ def test_einsum_stretches_axes_of_size_1_and_takes_lists_of_labels(run: Any) -> 
 def test_einsum_misfits(text: str, shapes: Any, says: str) -> None:
     with pytest.raises(ShapeError, match=says) as caught:
         rnp.einsum(text, *(data(s) for s in shapes))
-    assert "test_numpy.py" in str(caught.value)
+    assert "test_einsum.py" in str(caught.value)
 
 
 def test_einsum_is_one_contraction_per_pair_and_meets_cheapest_first(trace: Any) -> None:
