@@ -86,7 +86,7 @@ def _merged(
     groups = [[0]]
     for i in range(1, rank):
         last = whole_rows and i == rank - 1
-        if not last and all(_joins(x, shape, groups[-1][-1], i) for x in aligned):
+        if not last and all(_joins(x, shape, groups[-1], i) for x in aligned):
             groups[-1].append(i)
         else:
             groups.append([i])
@@ -97,19 +97,25 @@ def _merged(
     return space, joined
 
 
-def _joins(x: Any, shape: tuple[int, ...], i: int, j: int) -> bool:
-    """Whether axes i and j = i + 1 of `x` step like one axis."""
-    full_i, full_j = x.shape[i] == shape[i], x.shape[j] == shape[j]
-    if full_i and full_j:
-        return bool(x.strides[i] == x.strides[j] * x.shape[j]) or 1 in (x.shape[i], x.shape[j])
-    return not full_i and not full_j
+def _joins(x: Any, shape: tuple[int, ...], group: Sequence[int], j: int) -> bool:
+    """Whether axis j of `x` and the axes of `group` before it step like one axis."""
+    before = [i for i in group if shape[i] != 1]
+    if shape[j] == 1 or not before:
+        return True
+    i = before[-1]  # the axes further out were compared with this one
+    full = x.shape[i] == shape[i]
+    if full != (x.shape[j] == shape[j]):
+        return False
+    return not full or bool(x.strides[i] == x.strides[j] * x.shape[j])
 
 
 def _cut(space: tuple[int, ...], whole_rows: bool, limit: int) -> tuple[int, int]:
     """The axis to cut and how much of it a tile takes, the axes before it one by one."""
-    last = len(space) - (2 if whole_rows and len(space) > 1 else 1)
+    if whole_rows and len(space) == 1:  # one row
+        return 0, space[0]
+    last = len(space) - (2 if whole_rows else 1)
     for axis in range(last + 1):
-        inner = math.prod(space[axis + 1 :])
+        inner = math.prod(max(n, 1) for n in space[axis + 1 :])  # empty rows are rows
         if inner <= limit or axis == last:
-            return axis, max(1, min(space[axis], limit // max(inner, 1)))
+            return axis, max(1, min(space[axis], limit // inner))
     raise AssertionError("unreachable")

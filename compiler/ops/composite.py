@@ -67,6 +67,11 @@ def row_dot(a: Expr, b: Expr, axis: int) -> Expr:
 
 
 def _row_max(x: Expr, axes: tuple[int, ...]) -> Expr:
+    """The largest of each row, at least the lowest number, also of a row that may be empty."""
+    if any(dims.decide_le(1, x.shape[a]) is not True for a in axes):
+        nothing = (0,) * x.ndim
+        one = tuple(int(i in axes) for i in range(x.ndim))
+        x = lookup("pad")(x, low=one, high=nothing, interior=nothing, value=lowest(x.dtype))
     top = lookup("max")(x, axes=axes, keepdims=True)
     out: Expr = lookup("maximum")(top, lowest(x.dtype))
     return out

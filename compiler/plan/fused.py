@@ -32,9 +32,12 @@ def lower_fused(
     statements = tuple(
         Statement(n, tuple(tiles[v] for v in n.inputs), tiles[n.output]) for n in body.nodes
     )
-    whole_rows = any(n.op.kind is Kind.REDUCE for n in body.nodes)
-    elements = tile_elements(shape, whole_rows) * threads
-    space = tuple(scratch(elements, slot.dtype, node.place) for slot in slots)
+    # What has one element per row is made once, so a tile holds its row whole.
+    whole_rows = any(n.op.kind is Kind.REDUCE or _is_row(n.output, shape) for n in body.nodes)
+    full, column = tile_elements(shape, whole_rows), tile_rows(shape)
+    space = tuple(
+        scratch((column if slot.row else full) * threads, slot.dtype, node.place) for slot in slots
+    )
     rows = tuple(slot.row for slot in slots)
     return FusedStep(
         node, shape, tuple(operands), tuple(results), space, rows, statements, whole_rows
@@ -45,6 +48,13 @@ def tile_elements(shape: Sequence[Dim], whole_rows: bool) -> Dim:
     """How many elements of the space one tile holds at most."""
     least = shape[-1] if whole_rows else 1
     return dims.dim_min(dims.product(shape), dims.dim_max(TILE_ELEMENTS, least))
+
+
+def tile_rows(shape: Sequence[Dim]) -> Dim:
+    """How many rows of the space one tile holds at most."""
+    width = shape[-1]
+    most = max(1, TILE_ELEMENTS // max(width, 1)) if isinstance(width, int) else TILE_ELEMENTS
+    return dims.dim_min(dims.product(shape[:-1]), most)
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,8 @@ def _chains(body: Graph, last_use: dict[Value, int]) -> dict[Value, list[Value]]
         for k in n.op.inplace:
             v = n.inputs[k]
             if v in inputs or v in outputs or v in chain or last_use[v] != i:
+                continue
+            if any(w is v and j not in n.op.inplace for j, w in enumerate(n.inputs)):
                 continue
             if v.dtype is n.output.dtype and same_shape(v.shape, n.output.shape):
                 mine.append(v)

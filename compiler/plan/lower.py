@@ -74,7 +74,12 @@ class _Lowering:
         elif name == "dot_general" and node.output.dtype.is_float and node.output.dtype.bytes > 2:
             self._matmul(node)
         elif name == "fused":
-            operands = [self.places[v] for v in node.inputs]
+            summed = {
+                v for n in node.attrs["body"].nodes if n.op.kind is Kind.REDUCE for v in n.inputs
+            }
+            operands = [
+                self._view_of(v, node) if v in summed else self.places[v] for v in node.inputs
+            ]
             results = [self._result(node, v) for v in node.outputs]
             self.steps.append(lower_fused(node, operands, results, self.threads))
         elif name == "scan":
@@ -105,13 +110,13 @@ class _Lowering:
         self.steps.append(OpStep(node, operands, results))
 
     def _view_of(self, v: Value, node: Node) -> View:
-        """The place of `v`; a constant is written out."""
+        """The place of `v`; of a constant one element is written, and stretched."""
         place = self.places[v]
         if isinstance(place, View):
             return place
-        view = new_view(TensorType(v.dtype, v.shape), "value", "constant", node.place)
-        self.steps.append(CopyStep(place, view, "a constant operand", node))
-        self.places[v] = view
+        one = new_view(TensorType(v.dtype), "value", "constant", node.place)
+        self.steps.append(CopyStep(Literal(place.value, place.dtype), one, "a constant", node))
+        view = self.places[v] = one.broadcast(v.shape)
         return view
 
     def _view(self, node: Node) -> None:
@@ -121,7 +126,7 @@ class _Lowering:
         if isinstance(place, Literal):
             self.places[out] = Literal(place.value, place.dtype, out.shape)
             return
-        if source in self.landed and out in self.targets:
+        if source in self.landed and self._leads_to(source, out):
             self.landed.add(out)
             self.places[out] = self.targets[out]
             return
@@ -138,6 +143,11 @@ class _Lowering:
             return
         self.places[out] = moved
 
+    def _leads_to(self, source: Value, out: Value) -> bool:
+        """Whether the target of `source` is that of `out`, seen from before the move."""
+        target = self.targets.get(out)
+        return target is not None and self.targets[source].storage is target.storage
+
     def _check_slice(self, node: Node) -> None:
         """A view must not reach outside: what the bounds of the symbols leave open is checked."""
         size = node.inputs[0].shape
@@ -152,7 +162,7 @@ class _Lowering:
         out = self._result(node, node.output)
         start: Dim = 0
         for v in node.inputs:
-            if v not in self.landed:
+            if v not in self.landed or self.targets[v].storage is not out.storage:
                 part = part_of(out, axis, start, v.shape)
                 self.steps.append(CopyStep(self.places[v], part, "concatenation", node))
             start = start + v.shape[axis]
