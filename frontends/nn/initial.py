@@ -11,6 +11,7 @@ for good (NEP 19), and what is made of them here uses +, * and the logarithm and
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from retrograde.compiler.errors import DTypeError
-from retrograde.compiler.ir.location import where
+from retrograde.compiler.ir.location import skip_frames_under, where
+
+skip_frames_under(os.path.abspath(__file__))
 
 Array = npt.NDArray[Any]
 
