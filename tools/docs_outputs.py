@@ -38,7 +38,8 @@ def refreshed(page: Path) -> str:
                 exec(compile(source, str(page), "exec", dont_inherit=True), module.__dict__)
             if block.prints is not None:
                 first = found[at + 1].line - 1
-                last = first + len(block.prints.splitlines())
+                fence = lines[first - 1].strip().removesuffix("text")
+                last = lines.index(fence, first)
                 changes.append((first, last, printed.getvalue().rstrip().splitlines()))
     for first, last, text in reversed(changes):
         lines[first:last] = text
