@@ -45,8 +45,8 @@ class Snapshot:
 def snapshot(fn: Any, objects: Sequence[Any] = ()) -> Snapshot:
     """What `fn` can reach at this moment, by itself or through `objects` that it is given."""
     walk = _Walk()
-    walk.visit(fn, (), frozenset())
-    names = _code_names(fn) if objects else frozenset()
+    walk.visit(fn, (), _NO_NAMES)
+    names = _code_names(fn) if objects else _NO_NAMES
     for i, x in enumerate(objects):
         walk.visit(x, ("argument", i), names)
     return walk.found
@@ -55,7 +55,7 @@ def snapshot(fn: Any, objects: Sequence[Any] = ()) -> Snapshot:
 def _code_names(fn: Any) -> frozenset[str]:
     inner = inspect.unwrap(fn) if callable(fn) else fn
     code = getattr(getattr(inner, "__func__", inner), "__code__", None)
-    return _names(code)[0] if code is not None else frozenset()
+    return _names(code)[0] if code is not None else _NO_NAMES
 
 
 @lru_cache(maxsize=4096)
@@ -87,10 +87,24 @@ def _is_foreign(name: str | None) -> bool:
     return "site-packages" in str(getattr(sys.modules.get(root), "__file__", ""))
 
 
+class _Same:
+    """An object as a setting: it stays what it was only where it is that very object."""
+
+    __slots__ = ("it",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, it: Any) -> None:
+        self.it = it
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.it is other.it
+
+
 class _Walk:
     def __init__(self) -> None:
         self.found = Snapshot()
-        self.seen: dict[int, Any] = {}  # keeps what was visited alive, so that no id comes twice
+        # What was visited, and for which names; it stays alive, so that no id comes twice.
+        self.seen: dict[tuple[int, frozenset[str]], Any] = {}
         self.left = _MOST
 
     def visit(self, x: Any, path: Path, names: frozenset[str]) -> None:
@@ -105,15 +119,14 @@ class _Walk:
             # NaN is unequal to itself, 0.0 equals -0.0, and 1 equals True.
             self.found.settings[path] = (type(x), repr(x) if isinstance(x, _FLOATS) else x)
             return
-        if id(x) in self.seen:
+        mark = (id(x), _NO_NAMES if isinstance(x, types.FunctionType) else names)
+        if mark in self.seen:
             return
-        self.seen[id(x)] = x
+        self.seen[mark] = x
         if isinstance(x, types.FunctionType):
             self._function(x, path)
         elif isinstance(x, types.MethodType):
-            named, _ = _names(x.__func__.__code__) if _is_python(x.__func__) else (names, None)
-            self.visit(x.__self__, (*path, "self"), named | names)
-            self.visit(x.__func__, (*path, "function"), names)
+            self._method(x, path, names)
         elif isinstance(x, functools.partial):
             self.visit(x.func, (*path, "partial"), names)
             self.visit(x.args, (*path, "args"), names)
@@ -128,18 +141,17 @@ class _Walk:
             self.found.settings[path] = (type(x).__name__, len(x))
             for i, value in enumerate(x):
                 self.visit(value, (*path, i), names)
-        elif isinstance(x, types.ModuleType):
-            if not _is_foreign(x.__name__):
-                self._attributes(x, vars(x), path, names)
         else:
             self._object(x, path, names)
 
     def _function(self, fn: types.FunctionType, path: Path) -> None:
         wrapped = getattr(fn, "__wrapped__", None)
         if wrapped is not None:
-            self.visit(wrapped, (*path, "wrapped"), frozenset())
+            self.visit(wrapped, (*path, "wrapped"), _NO_NAMES)
         if _is_foreign(fn.__globals__.get("__name__")):
-            return  # also a wrapper of ours, which says that it is of its function's module
+            # Also a wrapper of ours, which says that it is of its function's module.
+            self.found.settings[path] = _Same(fn)
+            return
         # The code, so that a helper that is redefined is traced anew.
         self.found.settings[path] = fn.__code__
         named, stored = _names(fn.__code__)
@@ -154,47 +166,65 @@ class _Walk:
         for name, value in (fn.__kwdefaults__ or {}).items():
             self.visit(value, (*path, "default", name), named)
 
+    def _method(self, x: types.MethodType, path: Path, names: frozenset[str]) -> None:
+        function = x.__func__
+        if _is_python(function):
+            names = names | _names(function.__code__)[0]
+        self.visit(x.__self__, (*path, "self"), names)
+        self.visit(function, (*path, "function"), names)
+
     def _container(self, x: Any, path: Path, names: frozenset[str]) -> None:
         leaves, made = tree.flatten(x)
         self.found.settings[path] = made
         for leaf, name in zip(leaves, tree.names(made), strict=True):
             self.visit(leaf, (*path, name), names)
-        self._code_of(x, path, names)
+        self._lent(type(x), path, names)
 
     def _object(self, x: Any, path: Path, names: frozenset[str]) -> None:
+        self.found.settings[path] = _Same(x)
+        if isinstance(x, types.ModuleType):
+            if not _is_foreign(x.__name__):
+                self._attributes(vars(x), path, names)
+            return
         cls = x if isinstance(x, type) else type(x)
         if _is_foreign(cls.__module__):
             wrapped = getattr(x, "__wrapped__", None)
             if wrapped is not None:
                 self.visit(wrapped, (*path, "wrapped"), names)
             return
-        self._code_of(x, path, names)
-        held = dict(getattr(x, "__dict__", {}))
+        names = self._lent(cls, path, names)
+        held = dict(getattr(x, "__dict__", {})) if cls is not x else {}
         for slot in getattr(cls, "__slots__", ()):
-            if hasattr(x, slot):
+            if cls is not x and hasattr(x, slot):
                 held[slot] = getattr(x, slot)
-        self._attributes(x, held, path, names | self._called_names(cls))
+        self._attributes(held, path, names)
 
-    def _called_names(self, cls: type) -> frozenset[str]:
-        call = getattr(cls, "__call__", None)
-        return _names(call.__code__)[0] if _is_python(call) else frozenset()
-
-    def _attributes(
-        self, x: Any, held: Mapping[str, Any], path: Path, names: frozenset[str]
-    ) -> None:
+    def _attributes(self, held: Mapping[str, Any], path: Path, names: frozenset[str]) -> None:
         for name in sorted(names & held.keys()):
             self.visit(held[name], (*path, name), names)
 
-    def _code_of(self, x: Any, path: Path, names: frozenset[str]) -> None:
-        """The functions that the class of `x` lends it: its call, and the methods named."""
-        cls = x if isinstance(x, type) else type(x)
-        for name in sorted({"__call__"} | names):
-            for base in cls.__mro__:
-                if name in vars(base) and not _is_foreign(base.__module__):
-                    value = vars(base)[name]
-                    value = getattr(value, "__func__", getattr(value, "fget", value))
-                    self.visit(value, (*path, "class", name), names)
-                    break
+    def _lent(self, cls: type, path: Path, names: frozenset[str]) -> frozenset[str]:
+        """Visits what a class lends its objects under `names`: methods, properties, values.
+
+        Returns the names with those that its methods use in turn."""
+        done: set[str] = set()
+        wanted = names | {"__call__"}
+        while wanted - done:
+            for name in sorted(wanted - done):
+                done.add(name)
+                base = next((b for b in cls.__mro__ if name in vars(b)), None)
+                if base is None or _is_foreign(base.__module__):
+                    continue
+                value = vars(base)[name]
+                value = getattr(value, "__func__", getattr(value, "fget", value))
+                if _is_python(value):
+                    inner = inspect.unwrap(value)
+                    wanted = wanted | _names(inner.__code__)[0]
+                self.visit(value, (*path, "class", name), wanted)
+        return wanted
+
+
+_NO_NAMES: frozenset[str] = frozenset()
 
 
 def _is_python(fn: Any) -> bool:

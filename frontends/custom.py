@@ -185,8 +185,9 @@ def _cotangents(name: str, given: _Arguments, returned: Any) -> list[Expr]:
     place, x, label = next(wanted, (-1, None, ""))
     at = 0
     for arg, part in zip(args, parts, strict=True):
-        leaves = tree.leaves(arg)
-        pulled = [None] * len(leaves) if part is None else _aligned(name, arg, part)
+        leaves, structure = tree.flatten(arg)
+        what = f"{where()}the backward of {name} returns a cotangent unlike its argument"
+        pulled = [None] * len(leaves) if part is None else tree.aligned(structure, part, what)
         for g in pulled:
             if at == place:
                 assert x is not None
@@ -195,21 +196,6 @@ def _cotangents(name: str, given: _Arguments, returned: Any) -> list[Expr]:
                 place, x, label = next(wanted, (-1, None, ""))
             at += 1
     return out
-
-
-def _aligned(name: str, arg: Any, part: Any) -> list[Any]:
-    """The leaves of a cotangent beside those of its argument; None where it has none."""
-    if tree.structure(part) == tree.structure(arg):
-        return tree.leaves(part)
-    names = tree.paths(arg)
-    found = dict(zip(tree.paths(part), tree.leaves(part), strict=True))
-    unknown = [path for path in found if path not in names]
-    if unknown:
-        raise ShapeError(
-            f"{where()}the backward of {name} returns a cotangent for {unknown[0]!r}, which the "
-            "argument does not have"
-        )
-    return [found.get(path) for path in names]
 
 
 def _fitted(name: str, g: Any, x: Expr, label: str) -> Expr:

@@ -103,6 +103,6 @@ def _limited(threads: int | None) -> AbstractContextManager[Any]:
 
 @cache
 def _controller() -> Any:
-    from threadpoolctl import ThreadpoolController
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
     return ThreadpoolController()

@@ -5,6 +5,7 @@ Invariant: nothing here runs the program, and every number is the one that runs 
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from retrograde.compiler.inspect.report import report
 from retrograde.compiler.inspect.svg import to_svg
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ir.location import where
-from retrograde.compiler.program import MemoryPlan, PeakForm, Program
+from retrograde.compiler.program import MemoryPlan, Peak, Program
 from retrograde.execution import Runnable
 
 _UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
@@ -43,7 +44,7 @@ class Explained:
         out of its bounds."""
         return self._program.plan(self._sizes(sizes))
 
-    def peak(self) -> PeakForm:
+    def peak(self) -> Peak:
         """The peak in closed form: `str(peak())`, and `peak()(B=32, T=256)` in bytes."""
         return self._program.peak()
 
@@ -133,7 +134,7 @@ class Explained:
                 raise ShapeError(
                     f"{where()}{name} = {given[name]} is out of the bounds of {symbol}"
                 )
-        return {name: given[name] for name in known}
+        return {name: operator.index(given[name]) for name in known}
 
 
 def in_bytes(budget: int | str) -> int:

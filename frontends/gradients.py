@@ -87,7 +87,7 @@ def vjp(fn: Function, *args: Any) -> tuple[Any, Callable[[Any], Any]]:
 def jvp(fn: Function, args: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
     """`fn(*args)` and its derivative in the direction `tangents` (of the structure of `args`).
 
-    The tangent of an integer leaf may be anything; results that are no floats have tangent zero.
+    The tangent of an integer leaf may be missing; results that are no floats have tangent zero.
     Made of two pullbacks: the pullback is linear, and its own pullback pushes forward."""
     if not is_traced():
         jitted = shared_jit(fn, ("jvp",), lambda args, tangents: jvp(fn, args, tangents))
@@ -237,18 +237,15 @@ def _vjp(fn: Function, args: Sequence[Any]) -> tuple[Any, Pullback]:
 def _jvp(fn: Function, args: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     name = name_of(fn)
     leaves, structure = tree.flatten(args)
-    directions, other = tree.flatten(tangents)
-    if structure != other:
-        raise ShapeError(
-            f"{where()}the tangents of {name} are not of the structure of its arguments: "
-            f"{tree.difference(structure, other)}"
-        )
+    what = f"{where()}the tangents of {name} are not of the structure of its arguments"
+    directions = tree.aligned(structure, tangents, what)
     out, pull = _vjp(fn, args)
     results, results_structure = tree.flatten(out)
     labels = leaf_names(args, argument_names(fn, len(args)))
     primals = {}
     for i in pull.wrt:
-        x, t = expression(leaves[i]), expression(directions[i])
+        x = expression(leaves[i])
+        t = zeros(x.type) if directions[i] is None else expression(directions[i])
         t = cast(t, x.dtype) if t.weak else t
         if not same_type(x.type, t.type):
             raise ShapeError(f"{where()}the tangent of {labels[i]} is {t.type}, not {x.type}")

@@ -239,11 +239,13 @@ class Jit:
 
     def _new(self, call: _Call, signature: _Signature, now: Snapshot) -> _Program:
         flat = tuple(n for shape in call.shapes for n in shape)
-        signature.history = [h for h in signature.history if h != flat][-_HISTORY + 1 :] + [flat]
+        earlier = [h for h in signature.history if h != flat]
+        signature.history = [*earlier[-_HISTORY + 1 :], flat]
         exact = [TensorType(dtypes.dtype(x.dtype), x.shape) for x in call.arrays]
         names = self._names(call)
         varying = _with_symbols(exact, names, signature.history)
-        if not signature.static and varying != exact:
+        symbolic = any(isinstance(d, Poly) for t in varying for d in t.shape)
+        if symbolic and not signature.static:
             try:
                 return self._traced(call, varying, names, now)
             except (RetrogradeError, TypeError, ValueError):
@@ -256,7 +258,7 @@ class Jit:
 
     def _names(self, call: _Call) -> list[str]:
         """What the traced leaves are called: argument, then path."""
-        paths = call.structure.paths()
+        paths = tree.steps(call.structure)
         count = 1 + max((path[1] for path in paths if path[0] == 0), default=-1)
         labels = argument_names(self.__wrapped__, count)
         found = []

@@ -52,7 +52,7 @@ def scan(
     slices, structure = tree.flatten(xs)
     steps = _length([expression(x, "what scan runs over") for x in slices], tree.paths(xs), length)
     if isinstance(current(), EagerBuilder):
-        return _one_by_one(body, init, xs, int(steps), reverse)  # type: ignore[arg-type]
+        return _one_by_one(body, init, xs, int(steps), reverse)
     return _scan(body, init, slices, structure, steps, reverse)
 
 
@@ -179,10 +179,15 @@ def _one_by_one(body: Body, init: Any, xs: Any, steps: int, reverse: bool) -> tu
     carry = tree.map(lambda x: strong(expression(x)), init)
     rows: list[Any] = [None] * steps
     for t in range(steps - 1, -1, -1) if reverse else range(steps):
-        carry, rows[t] = body(carry, tree.map(lambda x, t=t: expression(x)[t], xs))
+        carry, rows[t] = body(carry, tree.map(lambda x, t=t: _row(x, t), xs))
     _, structure = tree.flatten(rows[0])
     columns = zip(*(tree.leaves(row) for row in rows), strict=True)
     return carry, tree.unflatten(structure, [_stacked(column) for column in columns])
+
+
+def _row(x: Any, t: int) -> Any:
+    found: Any = expression(x)
+    return found[t]
 
 
 def _stacked(column: Any) -> Expr:

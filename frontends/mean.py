@@ -99,10 +99,10 @@ class Mean:
         return self * -1.0
 
     def __sub__(self, other: Any) -> Mean:
-        return self + (-other)
+        return self.__add__(-other)
 
     def __rsub__(self, other: Any) -> Mean:
-        return -self + other
+        return (-self).__add__(other)
 
     def __float__(self) -> float:
         return float(self.value)
@@ -161,8 +161,8 @@ def check_counts(mean: Mean, nodes: Iterable[Node], sources: set[Value]) -> None
     for _, _, count in mean.terms:
         if not isinstance(count, Expr) or required().lift(count).value not in dependent:
             continue
-        node = makers.get(count.value)
-        place = f"{node.loc.full}: " if node is not None and node.loc is not None else where()
+        maker = makers.get(count.value)
+        place = where(maker.loc if maker is not None else None)
         raise UnsupportedError(
             f"{place}this count of a Mean depends on what is differentiated by: count something "
             "that the data alone decides (a mask, a length, a size)"

@@ -46,10 +46,36 @@ State = dict[str, Arrays]
 # --- schedules
 
 
-@dataclass(frozen=True)
-class constant:
+def constant(value: float) -> Schedule:
     """The same rate at every step."""
+    return _Constant(_nonnegative(value, "the learning rate"))
 
+
+def linear(start: float, end: float, steps: int) -> Schedule:
+    """From `start` at step 0 to `end` at step `steps`, in a straight line; `end` from then on."""
+    return _Linear(start, end, _positive(steps, "steps"))
+
+
+def cosine(start: float, steps: int, end: float = 0.0) -> Schedule:
+    """From `start` at step 0 to `end` at step `steps` along half a cosine; `end` from then on.
+
+    Source: Loshchilov & Hutter, SGDR, 2017, without restarts."""
+    return _WarmupCosine(start, 0, _positive(steps, "steps"), end)
+
+
+def warmup_cosine(peak: float, warmup: int, steps: int, end: float = 0.0) -> Schedule:
+    """Up to `peak` in `warmup` equal steps, the first of which is not 0; then down to `end` at step
+    `steps` along half a cosine."""
+    if not 0 <= warmup < steps:
+        raise DataError(
+            f"{where()}warmup_cosine: {warmup} steps of warm-up in {steps}: the warm-up must be "
+            "shorter than the whole"
+        )
+    return _WarmupCosine(peak, warmup, steps, end)
+
+
+@dataclass(frozen=True)
+class _Constant:
     value: float
 
     def __call__(self, step: Any) -> Any:
@@ -57,56 +83,26 @@ class constant:
 
 
 @dataclass(frozen=True)
-class linear:
-    """From `start` at step 0 to `end` at step `steps`, in a straight line; `end` from then on."""
-
+class _Linear:
     start: float
     end: float
     steps: int
-
-    def __post_init__(self) -> None:
-        _positive(self.steps, "steps")
 
     def __call__(self, step: Any) -> Any:
         return self.start + (self.end - self.start) * _progress(step, 0, self.steps)
 
 
 @dataclass(frozen=True)
-class cosine:
-    """From `start` at step 0 to `end` at step `steps` along half a cosine; `end` from then on.
-
-    Source: Loshchilov & Hutter, SGDR, 2017, without restarts."""
-
-    start: float
-    steps: int
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _positive(self.steps, "steps")
-
-    def __call__(self, step: Any) -> Any:
-        return _half_cosine(self.start, self.end, _progress(step, 0, self.steps))
-
-
-@dataclass(frozen=True)
-class warmup_cosine:
-    """Up to `peak` in `warmup` equal steps, the first of which is not 0; then down to `end` at step
-    `steps` along half a cosine."""
-
+class _WarmupCosine:
     peak: float
     warmup: int
     steps: int
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup < self.steps:
-            raise DataError(
-                f"{where()}warmup_cosine: {self.warmup} steps of warm-up in {self.steps}: the "
-                "warm-up must be shorter than the whole"
-            )
+    end: float
 
     def __call__(self, step: Any) -> Any:
-        down = _half_cosine(self.peak, self.end, _progress(step, self.warmup, self.steps))
+        progress = _progress(step, self.warmup, self.steps)
+        half = 0.5 * (1.0 + rnp.cos(math.pi * progress))
+        down = self.end + (self.peak - self.end) * half
         if self.warmup == 0:
             return down
         up = self.peak * ((_number(step) + 1.0) / self.warmup)
@@ -120,10 +116,6 @@ def _number(step: Any) -> Any:
 def _progress(step: Any, first: int, last: int) -> Any:
     """How much of the way from `first` to `last` is done, in [0, 1]."""
     return rnp.clip((_number(step) - first) / (last - first), 0.0, 1.0)
-
-
-def _half_cosine(start: float, end: float, progress: Any) -> Any:
-    return end + (start - end) * (0.5 * (1.0 + rnp.cos(math.pi * progress)))
 
 
 # --- optimizers
@@ -356,6 +348,7 @@ def _nonnegative(x: float, name: str) -> float:
     return x
 
 
-def _positive(x: int, name: str) -> None:
+def _positive(x: int, name: str) -> int:
     if x < 1:
         raise DataError(f"{where()}{name} is {x!r}: give at least 1")
+    return x

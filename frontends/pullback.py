@@ -7,7 +7,7 @@ and a `Pullback` is a tree of arrays, so it passes through compiled functions li
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,12 +15,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from retrograde import tree
-from retrograde.compiler.errors import ShapeError, UnsupportedError
+from retrograde.compiler.errors import DTypeError, ShapeError, UnsupportedError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.binding import bind_sizes
 from retrograde.compiler.ir.builder import required
 from retrograde.compiler.ir.expr import Expr, cast, zeros
-from retrograde.compiler.ir.graph import Graph, Node, Value, same_type
+from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value, same_type
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.passes.dce import has_effect
@@ -106,12 +106,8 @@ class Pullback:
     wrt: tuple[int, ...]  # the arguments' leaves that get them
 
     def __call__(self, cotangents: Any) -> Any:
-        leaves, structure = tree.flatten(cotangents)
-        if structure != self.result:
-            raise ShapeError(
-                f"{where()}the cotangents are not of the structure of the result: "
-                f"{tree.difference(self.result, structure)}"
-            )
+        what = f"{where()}the cotangents are not of the structure of the result"
+        leaves = tree.aligned(self.result, cotangents, what)
         given = [leaves[i] for i in self.of]
         pulled = self.apply(given) if is_traced() else self._run(given)
         out: list[Any] = [None] * self.arguments.num_leaves
@@ -145,16 +141,26 @@ class Pullback:
         return found
 
     def _run(self, cotangents: Sequence[Any]) -> list[Any]:
-        arrays = [
-            *self.residuals,
-            *(np.asarray(x, t.dtype.numpy if isinstance(x, (int, float)) else None)
-              for x, t in zip(cotangents, self._seed_types, strict=True)),
-        ]  # fmt: skip
         program = _programs.get(self.graph)
         if program is None:
             program = _programs[self.graph] = runnable(self.graph)
         types, names = [v.type for v in self.graph.inputs], self.graph.input_names
-        return program.run(arrays, bind_sizes(types, names, [x.shape for x in arrays]))
+        n = len(self.residuals)
+        seeds = [None if x is None else np.asarray(x) for x in cotangents]
+        known = [i for i in range(len(types)) if i < n or seeds[i - n] is not None]
+        shapes = [x.shape for x in (*self.residuals, *seeds) if x is not None]
+        sizes = bind_sizes([types[i] for i in known], [names[i] for i in known], shapes)
+        filled = [_filled(x, t, sizes) for x, t in zip(seeds, types[n:], strict=True)]
+        return program.run([*self.residuals, *filled], sizes)
+
+
+def _filled(x: Any, type: TensorType, sizes: Mapping[str, int]) -> Any:
+    """A cotangent in the dtype of the result: a number that was given, or zeros."""
+    if x is None:
+        return np.zeros([dims.evaluate(d, sizes) for d in type.shape], type.dtype.numpy)
+    if x.dtype != type.dtype.numpy and x.ndim:
+        raise DTypeError(f"{where()}a cotangent is {x.dtype}{list(x.shape)}, the result is {type}")
+    return x.astype(type.dtype.numpy)
 
 
 _programs: WeakKeyDictionary[Graph, Runnable] = WeakKeyDictionary()

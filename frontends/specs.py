@@ -69,7 +69,7 @@ def _size(size: Any) -> Dim:
 
 
 def is_spec(x: Any) -> bool:
-    """Whether `x` says what array is to come: a spec, a type, or an array as an example of itself."""
+    """Whether `x` says what array is to come: a spec, a type, or an array like it."""
     return isinstance(x, (Spec, TensorType, np.ndarray))
 
 

@@ -6,6 +6,7 @@ that the function reads from outside; its outputs are the leaves of what the fun
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,17 +110,18 @@ def as_array(x: Any, type: TensorType, name: str) -> Array:
             return made
     array = np.asarray(x)
     if array.dtype != type.dtype.numpy:
-        got = array.dtype.name if array.dtype.hasobject else dtypes.dtype(array.dtype)
-        raise DTypeError(
-            f"{where()}{name}: expected {type}, got {got}{list(array.shape)}: convert it with "
-            f".astype({type.dtype.numpy.name!r})"
-        )
+        advice = f"convert it with .astype({type.dtype.numpy.name!r})"
+        try:
+            got = f"{dtypes.dtype(array.dtype)}{list(array.shape)}"
+        except DTypeError:
+            got, advice = f"a {x.__class__.__name__} of {array.dtype}", "give an array"
+        raise DTypeError(f"{where()}{name}: expected {type}, got {got}: {advice}")
     return array
 
 
 def checked_at(at: Mapping[str, int] | None, symbols: Mapping[str, Any]) -> dict[str, int]:
     """The sizes that a plan is made for; ShapeError for a name that is no size of the graph."""
-    given = dict(at or {})
+    given = {name: operator.index(value) for name, value in (at or {}).items()}
     for name, value in given.items():
         if name not in symbols:
             known = ", ".join(symbols) or "none"

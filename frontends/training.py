@@ -142,8 +142,7 @@ class TrainStep(Explained):
         if missing or unknown:
             said = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is not expected"
             raise DataError(
-                f"{where()}the batch does not fit: {said}; the step takes "
-                f"{', '.join(declared)}"
+                f"{where()}the batch does not fit: {said}; the step takes {', '.join(declared)}"
             )
         leaves, structure = tree.flatten(dict(batch))
         if structure != parts.batch:
@@ -222,9 +221,7 @@ class TrainStep(Explained):
         """All leaves of the model, from the program's state and what is not trained."""
         mine, others = iter(state), iter(self._fixed)
         chosen = set(self._parts.trained)
-        return [
-            next(mine) if i in chosen else next(others).copy() for i in range(len(self._paths))
-        ]
+        return [next(mine) if i in chosen else next(others).copy() for i in range(len(self._paths))]
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """All that later steps depend on beside their batches: arrays by name, and JSON."""
@@ -252,8 +249,8 @@ class TrainStep(Explained):
             x = tensors[name]
             if x.shape != type.shape or x.dtype != type.dtype.numpy:
                 raise CheckpointError(
-                    f"the checkpoint is of another model: {name} is {x.dtype}{list(x.shape)} in it, "
-                    f"and {type} here"
+                    f"the checkpoint is of another model: {name} is "
+                    f"{x.dtype}{list(x.shape)} in it, and {type} here"
                 )
         arrays = [np.array(tensors[name]) for name in names]
         with self._lock:
@@ -290,7 +287,7 @@ class TrainStep(Explained):
         the memory that the state takes)."""
         sizes = self._last
         if any(s.name not in sizes for s in self._program.symbols):
-            return sum(int(t.bytes) for t in self._parts.types[: self._parts.donated])  # type: ignore[arg-type]
+            return sum(int(t.bytes) for t in self._parts.types[: self._parts.donated])
         return self._program.layout(sizes)[2]
 
     def clone(self) -> TrainStep:
@@ -303,7 +300,7 @@ class TrainStep(Explained):
         return other
 
     def __repr__(self) -> str:
-        count = sum(int(np.prod(t.shape)) for t in self._parts.parameters)
+        count = sum(int(t.size) for t in self._parts.parameters)
         return f"<training step of {self._traced.graph.name}: {count} parameters>"
 
 

@@ -127,9 +127,7 @@ def _loss_and_gradients(
     def loss_of(trained: list[Expr]) -> Any:
         mine, others = iter(trained), iter(fixed)
         chosen = set(parts.trained)
-        whole = [
-            next(mine) if i in chosen else next(others) for i in range(parts.model.num_leaves)
-        ]
+        whole = [next(mine) if i in chosen else next(others) for i in range(parts.model.num_leaves)]
         return parts.loss(tree.unflatten(parts.model, whole), **keywords)
 
     loss_of.__name__ = name_of(parts.loss)

@@ -68,7 +68,15 @@ def paths(tree: Tree) -> list[str]:
 
 def names(structure: TreeDef) -> list[str]:
     """The path of each leaf of a structure."""
-    return [".".join(map(str, path)) for path in structure.paths()]
+    return [".".join(map(str, path)) for path in steps(structure)]
+
+
+def steps(structure: TreeDef) -> list[tuple[Any, ...]]:
+    """The path of each leaf as its steps: keys, indices, names of fields."""
+    return [
+        tuple(e.field if isinstance(e, optree.NamedTupleEntry) else e.entry for e in path)
+        for path in structure.accessors()
+    ]
 
 
 def map(f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
@@ -83,6 +91,21 @@ def map(f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
             raise ShapeError(f"trees of unequal structure: {difference(made, other_made)}")
         columns.append(found)
     return unflatten(made, [f(*row) for row in zip(*columns, strict=True)])
+
+
+def aligned(structure: TreeDef, given: Tree, what: str) -> list[Any]:
+    """The leaves of `given` in the places of `structure`, None where it has none.
+
+    Raises ShapeError, naming `what` it is, for a leaf that has no place."""
+    found, made = flatten(given)
+    if made == structure:
+        return found
+    by_path = dict(zip(names(made), found, strict=True))
+    expected = names(structure)
+    unknown = [path for path in by_path if path not in expected]
+    if unknown:
+        raise ShapeError(f"{what}: {difference(structure, made)}")
+    return [by_path.get(path) for path in expected]
 
 
 def difference(expected: TreeDef, got: TreeDef) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 
 from retrograde import scopes, tree
 from retrograde.compiler.errors import ShapeError, TraceError
+from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.location import where
 
@@ -48,7 +49,7 @@ class _Static:
 class _Part:
     """A module, list, tuple or dict: its class, the names of its parts, and these."""
 
-    type: type
+    type: Any
     names: tuple[Any, ...]
     parts: tuple[_Leaf | _Static | _Part, ...]
 
@@ -74,7 +75,7 @@ class _Taking:
             return self._leaf(x, path)
         if isinstance(x, dict):
             names = _sorted(x)
-            return self._part(type(x), names, tuple(x[name] for name in names), path)
+            return self._part(dict, names, tuple(x[name] for name in names), path)
         if isinstance(x, (list, tuple)):
             return self._part(type(x), tuple(range(len(x))), tuple(x), path)
         try:
@@ -134,7 +135,7 @@ def _build(made: _Leaf | _Static | _Part, leaves: Sequence[Any], path: str) -> A
         module.__dict__.update(zip(made.names, parts, strict=True))
         scopes.bind(module, path)
         return module
-    if issubclass(made.type, dict):
+    if made.type is dict:
         return dict(zip(made.names, parts, strict=True))
     if hasattr(made.type, "_fields"):  # a named tuple
         return made.type(*parts)
@@ -180,7 +181,7 @@ class Module:
         if "__init__" not in own and any(map(_is_field, own.get("__annotations__", {}).values())):
             dataclasses.dataclass(eq=False, repr=False)(cls)
         if "__call__" in own:
-            cls.__call__ = _scoped(own["__call__"])  # type: ignore[attr-defined]
+            setattr(cls, "__call__", _scoped(own["__call__"]))  # noqa: B010
         tree.register(cls, _take_apart, _put_together)
 
     def train(self) -> Self:
@@ -278,7 +279,7 @@ def modules(root: Any) -> Iterator[tuple[Module, str]]:
 def _shown(x: Any, indent: str = "") -> str:
     """On one line if that fits, else one field a line."""
     if is_leaf(x):
-        return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+        return f"{dtypes.dtype(x.dtype)}[{','.join(map(str, x.shape))}]"
     if isinstance(x, Module):
         fields = [(f"{name}=", v) for name, v in vars(x).items()]
         opening, closing = f"{type(x).__name__}(", ")"
