@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from retrograde.compiler.ir.graph import Graph, Node, Value
+from retrograde.compiler.passes.regions import effects_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,4 @@ class DCE:
 
 def has_effect(node: Node) -> bool:
     """Whether the node, or a node of its sub-graphs, acts on an effect channel."""
-    if node.op.effect is not None:
-        return True
-    return any(has_effect(inner) for _, body in node.subgraphs() for inner in body.nodes)
+    return bool(effects_of(node))

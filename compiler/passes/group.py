@@ -16,6 +16,7 @@ from retrograde.compiler.ir.builder import next_id
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
 from retrograde.compiler.ir.registry import Kind, lookup
+from retrograde.compiler.passes.regions import effects_of
 
 ROW_REDUCTIONS = frozenset({"sum", "max", "min", "prod"})
 _PHASE = {"primal": 0, "cotangent": 1, "recompute": 1, "update": 2}
@@ -222,13 +223,13 @@ def _sorted(nodes: list[Node], priority: list[int]) -> list[Node]:
     producer = {v: i for i, n in enumerate(nodes) for v in n.outputs}
     waiting = [0] * len(nodes)
     readers: list[list[int]] = [[] for _ in nodes]
-    last_effect: int | None = None
+    last: dict[str, int] = {}  # by effect channel
     for i, n in enumerate(nodes):
         sources = {producer[v] for v in n.inputs if v in producer}
-        if n.op.effect is not None:
-            if last_effect is not None:
-                sources.add(last_effect)
-            last_effect = i
+        for channel in effects_of(n):
+            if channel in last:
+                sources.add(last[channel])
+            last[channel] = i
         waiting[i] = len(sources)
         for s in sources:
             readers[s].append(i)

@@ -14,6 +14,7 @@ from retrograde.compiler.ir.dims import same
 from retrograde.compiler.ir.graph import TensorType, same_shape
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.plan.fused import first_write, last_read
+from retrograde.compiler.plan.schedule import may_refuse
 from retrograde.compiler.plan.steps import (
     CopyStep,
     FusedStep,
@@ -130,6 +131,7 @@ def _with_donation_copies(schedule: Schedule) -> Schedule:
     for position, step, _ in walk(schedule.steps):
         for view in writes(step):
             makers[view.storage] = (position, step)
+    gate = _last_refusal(schedule)
     merged: list[tuple[Storage, Storage]] = []
     saves: list[Step] = []  # old states that are returned, before anything overwrites them
     copies: list[Step] = []
@@ -151,7 +153,8 @@ def _with_donation_copies(schedule: Schedule) -> Schedule:
             and maker is not None
             and new.storage.kind == "value"
             and new.storage not in taken
-            and lives[old.storage].last <= maker[0]
+            and lives[new.storage].first > gate
+            and _read_before(lives, old, new, maker[0])
             and _takes_over(maker[1], old, new)
         ):
             taken.add(new.storage)
@@ -168,6 +171,23 @@ def _with_donation_copies(schedule: Schedule) -> Schedule:
         schedule.checks,
         tuple(merged),
     )
+
+
+def _last_refusal(schedule: Schedule) -> int:
+    """The position of the last step that may refuse its data: no state is written before it."""
+    refusing = (
+        position
+        for position, step, _ in walk(schedule.steps)
+        if isinstance(step, OpStep) and may_refuse(step.node)
+    )
+    return max(refusing, default=-1)
+
+
+def _read_before(lives: dict[Storage, Life], old: View, new: View, maker: int) -> bool:
+    """Whether `old` has had its last reader when `new` is first written, or has it in that step,
+    which then has to be the only one that writes."""
+    read, written = lives[old.storage].last, lives[new.storage].first
+    return read < written or read == written == maker
 
 
 def _takes_over(step: Step, old: View, new: View) -> bool:

@@ -8,13 +8,15 @@ attention cost no copy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.ops.window import extent
 from retrograde.compiler.plan.fused import lower_fused
 from retrograde.compiler.plan.matmul import matrices
 from retrograde.compiler.plan.steps import (
@@ -63,8 +65,7 @@ class _Lowering:
 
     def _lower(self, node: Node) -> None:
         name = node.op.name
-        if name == "slice":
-            self._check_slice(node)
+        self._check_sizes(node)
         if name == "constant":
             self.places[node.output] = Literal(node.attrs["value"], node.attrs["dtype"])
         elif name in _VIEWS:
@@ -148,14 +149,12 @@ class _Lowering:
         target = self.targets.get(out)
         return target is not None and self.targets[source].storage is target.storage
 
-    def _check_slice(self, node: Node) -> None:
-        """A view must not reach outside: what the bounds of the symbols leave open is checked."""
-        size = node.inputs[0].shape
-        for axis, (a, b) in enumerate(zip(node.attrs["start"], node.attrs["stop"], strict=True)):
-            for lower, upper in ((0, a), (a, b), (b, size[axis])):
+    def _check_sizes(self, node: Node) -> None:
+        """No window may reach outside: what the bounds of the symbols leave open is checked."""
+        for limits, what in _limits(node):
+            for lower, upper in itertools.pairwise(limits):
                 if dims.decide_le(lower, upper) is not True:
-                    text = f"{node.place}: slice {a}:{b} of axis {axis}, whose size is {size[axis]}"
-                    self.checks.append(SizeCheck(lower, upper, text))
+                    self.checks.append(SizeCheck(lower, upper, f"{node.place}: {what}"))
 
     def _concatenate(self, node: Node) -> None:
         axis = node.attrs["axis"]
@@ -239,6 +238,27 @@ class _Lowering:
         copy = new_view(TensorType(view.dtype, view.shape), "value", "carry", node.place)
         self.steps.append(CopyStep(view, copy, "carries that change places", node))
         return copy
+
+
+def _limits(node: Node) -> Iterator[tuple[tuple[Dim, ...], str]]:
+    """Sizes that must rise for the node to make sense, each with what to say of it."""
+    attrs = node.attrs
+    if node.op.name == "slice":
+        windows = zip(attrs["start"], attrs["stop"], node.inputs[0].shape, strict=True)
+        for axis, (a, b, size) in enumerate(windows):
+            yield (0, a, b, size), f"slice {a}:{b} of axis {axis}, whose size is {size}"
+    elif node.op.name == "set_slice":
+        x, y = (v.shape for v in node.inputs)
+        windows = zip(attrs["start"], y, attrs["step"], x, strict=True)
+        for axis, (a, n, step, size) in enumerate(windows):
+            end = a + extent(n, step)
+            yield (0, a, end, size), f"slice {a}:{end} of axis {axis}, whose size is {size}"
+    elif node.op.name == "pad":
+        for low, high in zip(attrs["low"], attrs["high"], strict=True):
+            yield (0, low), f"padding by {low}"
+            yield (0, high), f"padding by {high}"
+    elif node.op.name == "iota":
+        yield (0, attrs["size"]), f"a range of {attrs['size']}"
 
 
 def part_of(whole: View, axis: int, start: Dim, shape: Sequence[Dim]) -> View:

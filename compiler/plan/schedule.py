@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.graph import Graph, Node, Value
+from retrograde.compiler.passes.regions import effects_of
 
+_EXTREMES = frozenset({"max", "min", "argmax", "argmin"})  # there is none of no elements
 _ALIASING = frozenset({"reshape", "transpose", "broadcast_to", "slice", "flip"})
 
 
@@ -95,11 +97,11 @@ def _dependencies(graph: Graph) -> list[set[int]]:
     before = [{producer[v] for v in n.inputs if v in producer} for n in graph.nodes]
     last: dict[str, int] = {}
     for i, n in enumerate(graph.nodes):
-        if n.op.effect is not None:
-            if n.op.effect in last:
-                before[i].add(last[n.op.effect])
-            last[n.op.effect] = i
-    checks = {i for i, n in enumerate(graph.nodes) if _checks(n) and n.origin.role != "update"}
+        for channel in effects_of(n):
+            if channel in last:
+                before[i].add(last[channel])
+            last[channel] = i
+    checks = {i for i, n in enumerate(graph.nodes) if may_refuse(n)}
     updates = {producer[graph.outputs[o]]: i for o, i in graph.aliases
                if graph.outputs[o] in producer}  # fmt: skip
     readers: dict[Value, set[int]] = {}
@@ -115,10 +117,14 @@ def _dependencies(graph: Graph) -> list[set[int]]:
     return before
 
 
-def _checks(node: Node) -> bool:
-    return node.op.checks_data or any(
-        _checks(inner) for _, body in node.subgraphs() for inner in body.nodes
-    )
+def may_refuse(node: Node) -> bool:
+    """Whether running the node may raise: on the values of its operands, or for lack of any."""
+    if node.op.checks_data:
+        return True
+    if node.op.name in _EXTREMES:
+        axes = node.attrs.get("axes", (node.attrs.get("axis"),))
+        return any(dims.decide_le(1, node.inputs[0].shape[i]) is not True for i in axes)
+    return any(may_refuse(inner) for _, body in node.subgraphs() for inner in body.nodes)
 
 
 def _followers(before: Sequence[set[int]]) -> list[list[int]]:
