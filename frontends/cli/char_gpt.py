@@ -72,7 +72,7 @@ class CharGPT:
                 settings["validation_batches"],
             )
         )
-        ids = rg.spec("i32", "B", "T")
+        ids = rg.spec("i32", "B", rg.dim("T", max=settings["length"]))
         sizes = {"B": settings["batch"], "T": settings["length"]}
         model = make_model(settings, len(vocabulary))
         steps = max(1, settings["steps"])

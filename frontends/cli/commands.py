@@ -6,6 +6,7 @@ exit status 2, and then nothing that was there before has changed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
@@ -13,6 +14,9 @@ from typing import Any, TypeVar
 import click
 
 from retrograde.compiler.errors import RetrogradeError
+from retrograde.compiler.ir.location import skip_frames_under
+
+skip_frames_under(os.path.dirname(click.__file__))
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from retrograde.cli.recipes import compiled_step, find, settled
 from retrograde.compiler.errors import DataError
+from retrograde.compiler.ir.dims import Symbol
+from retrograde.compiler.plan.bounds import PeakForm
 
 _ROWS, _COLUMNS = (1, 2, 4, 8, 16, 32, 64), (32, 64, 128, 256, 512)
 
@@ -36,8 +38,8 @@ def show_plan(
 ) -> None:  # fmt: skip
     """Prints the peak in closed form, and a table of it over batch sizes and lengths."""
     step = _compiled(recipe, pairs, config, data)
-    click.echo(f"peak = {step.peak()} bytes\n")
-    symbols = list(step.ir().symbols())
+    click.echo(_closed_form(step.peak().form) + "\n")
+    symbols = step.ir().symbols()
     rows = _axis("B", batch_sizes, _ROWS, symbols)
     columns = _axis("T", lengths, _COLUMNS, symbols)
     others = _sizes(sizes)
@@ -60,16 +62,28 @@ def _compiled(recipe: str, pairs: tuple[str, ...], config: str | None, data: str
     return compiled_step(found.build(settings), settings)
 
 
+def _closed_form(form: PeakForm) -> str:
+    """The peak over the sizes, one term a line."""
+    terms = [str(term) for term in form.terms]
+    start = "peak in bytes" if form.exact else "peak in bytes, at least"
+    if len(terms) == 1:
+        return f"{start} = {terms[0]}"
+    return "\n".join([f"{start} the largest of", *(f"  {term}" for term in terms)])
+
+
 def _axis(
-    name: str, given: str | None, default: Sequence[int], symbols: Sequence[str]
+    name: str, given: str | None, default: Sequence[int], symbols: Mapping[str, Symbol]
 ) -> Sequence[int]:
     """The sizes of one axis of the table; one entry where the step has no such size."""
     if name not in symbols:
         if given is not None:
-            raise DataError(f"-{name}: this step has no size {name}; it has {_listed(symbols)}")
+            known = ", ".join(symbols) or "none"
+            raise DataError(f"-{name}: this step has no size {name}; it has {known}")
         return (0,)
     if given is None:
-        return default
+        low, high = symbols[name].min, symbols[name].max
+        fitting = [n for n in default if low <= n and (high is None or n <= high)]
+        return fitting or [low if high is None else high]
     return [_whole(part, f"-{name} {given}") for part in given.split(",")]
 
 
@@ -90,13 +104,9 @@ def _whole(text: str, source: str) -> int:
         raise DataError(f"{source}: {text!r} is no whole number") from None
 
 
-def _known(symbols: Sequence[str], **sizes: int) -> dict[str, int]:
+def _known(symbols: Mapping[str, Symbol], **sizes: int) -> dict[str, int]:
     """Without B and T where the step has none."""
     return {n: size for n, size in sizes.items() if n in symbols or n not in ("B", "T")}
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
 
 
 def _size_text(count: int) -> str:

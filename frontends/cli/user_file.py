@@ -102,6 +102,7 @@ class UserFile:
         specs = getattr(module, "specs", None)
         if specs is None:
             specs = {name: np.asarray(x) for name, x in batches.first().items()}
+        _check_loss(module.loss, specs)
         at = getattr(module, "at", None) or {}
         optimizer = _made(getattr(module, "optimizer", None), settings)
         validation = getattr(module, "validation", None)
@@ -134,6 +135,19 @@ def _load(path: Path) -> ModuleType:
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _check_loss(loss: Callable[..., Any], specs: Mapping[str, Any]) -> None:
+    """A TypeError of Python's own would name a line of ours."""
+    if not inspect.isfunction(loss):
+        return
+    try:
+        inspect.signature(loss).bind(None, **dict.fromkeys(specs))
+    except TypeError as error:
+        raise DataError(
+            f"loss{inspect.signature(loss)} does not take the model and the arrays of a batch, "
+            f"{', '.join(specs)}: {error}"
+        ) from None
 
 
 # --- functions and their settings

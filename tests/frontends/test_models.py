@@ -143,7 +143,8 @@ def test_gradients_are_slopes(remat: bool, tied: bool, tokens: Array, targets: A
             float(np.vdot(g, d))
             for g, d in zip(tree.leaves(gradient), tree.leaves(direction), strict=True)
         )
-        assert slope == pytest.approx(difference(value, model, direction, tokens, targets), rel=1e-6)
+        expected = difference(value, model, direction, tokens, targets)
+        assert slope == pytest.approx(expected, rel=1e-6)
 
 
 def loss_value(model: Any, tokens: Any, targets: Any) -> Any:
@@ -270,9 +271,7 @@ def test_tied_weights_stay_tied_through_training_and_a_checkpoint(
     other = step_of(GPT(**SIZES, tied=True, seed=9))
     other.restore(tmp_path / "saved")
     assert step(tokens=tokens, targets=targets) == other(tokens=tokens, targets=targets)
-    model = other.model
-    assert model.head is None
-    assert np.array_equal(model.parameters()["token_embedding.weight"], model.token_embedding.weight)
+    assert other.model.head is None
     untied = step_of(GPT(**SIZES))
     with pytest.raises(rg.errors.CheckpointError, match="another model"):
         untied.restore(tmp_path / "saved")
