@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from retrograde import debug, errors, numpy, random, tree
-from retrograde.compiled import Compiled, compile
+from retrograde.compiled import Compiled, compile, load
 from retrograde.custom import custom_vjp, remat, stop_gradient
 from retrograde.eager_mode import eager
 from retrograde.gradients import grad, jvp, value_and_grad, vjp
@@ -39,6 +39,7 @@ __all__ = [
     "grad",
     "jit",
     "jvp",
+    "load",
     "losses",
     "models",
     "nn",

@@ -101,3 +101,11 @@ class Compiled(Explained):
             for name, type in zip(self._declared.input_names, self._declared.types, strict=True)
         )
         return f"<compiled {self._traced.graph.name}({inputs})>"
+
+
+def load(path: Any) -> NoReturn:
+    """Not in this release."""
+    raise UnsupportedError(
+        f"{where()}loading compiled programs is not in this release: compile again, which takes "
+        "about a second"
+    )

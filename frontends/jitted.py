@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from retrograde import tree
 from retrograde.captures import Captures, Snapshot, captures, snapshot
-from retrograde.compiler.errors import RetrogradeError, TraceError
+from retrograde.compiler.errors import TraceError
 from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.dims import Dim, Poly
 from retrograde.compiler.ir.expr import Expr
@@ -248,9 +248,9 @@ class Jit:
         if symbolic and not signature.static:
             try:
                 return self._traced(call, varying, names, now)
-            except (RetrogradeError, TypeError, ValueError):
-                # Some Python needs the number (a loop over an axis): one program for each size
-                # then, if that works; an error in the function itself shows up again.
+            except Exception:
+                # Some Python needs the number (a loop over an axis, a look-up by size): one program
+                # for each size then, if that works; an error of the function shows up again.
                 program = self._traced(call, exact, names, now)
                 signature.static = True
                 return program

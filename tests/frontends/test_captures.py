@@ -163,6 +163,16 @@ def test_a_module_in_the_closure() -> None:
     np.testing.assert_array_equal(f(x), [[10, 10]])
 
 
+def test_a_module_is_a_function() -> None:
+    layer = Layer(np.eye(2))
+    f, c = rg.jit(layer), rg.compile(layer, rg.spec("f64", "B", 2))
+    x = np.array([[1.0, 2.0]])
+    for weight, scale in ((np.eye(2), 1.0), (3 * np.eye(2), 1.0), (3 * np.eye(2), 5.0)):
+        layer.weight, layer.scale = weight, scale
+        np.testing.assert_array_equal(f(x), x @ weight * scale)
+        np.testing.assert_array_equal(c(x), x @ weight * scale)
+
+
 def test_a_method_called_on_an_object() -> None:
     class Config:
         rate = 2.0

@@ -72,6 +72,15 @@ def test_python_that_needs_the_size_compiles_for_each() -> None:
     assert programs(f).compilations == 3
 
 
+def test_a_look_up_by_size_compiles_for_each() -> None:
+    table = {3: 10.0, 4: 20.0}
+    f = rg.jit(lambda x: x * table[x.shape[0]])
+    for n in (3, 4, 3):
+        np.testing.assert_array_equal(f(np.ones(n)), np.full(n, table[n]))
+    with pytest.raises(KeyError):
+        f(np.ones(5))
+
+
 def test_an_error_of_the_function_shows_itself() -> None:
     def f(x: Any, y: Any) -> Any:
         return x @ y
@@ -290,7 +299,7 @@ def test_what_is_not_built_says_so() -> None:
     with pytest.raises(ShapeError, match=r"no size 'T'; there are B"):
         rg.compile(lambda x: x, x, at={"T": 3})
     c = rg.compile(lambda x: x, x)
-    for call in (c.certify, lambda: c.save("x")):
+    for call in (c.certify, lambda: c.save("x"), lambda: rg.load("x")):
         with pytest.raises(UnsupportedError, match="not in this release"):
             call()
 

@@ -87,9 +87,10 @@ CASES: list[tuple[Any, Callable[[Any], Any]]] = [
     ),
     (optim.Lion(0.01, weight_decay=0.1), lambda p: lion(p, 0.01, (0.9, 0.99), 0.1)),
 ]
+NAMES = [f"{type(optimizer).__name__}-{i}" for i, (optimizer, _) in enumerate(CASES)]
 
 
-@pytest.mark.parametrize(("optimizer", "formula"), CASES, ids=lambda x: repr(x)[:40])
+@pytest.mark.parametrize(("optimizer", "formula"), CASES, ids=NAMES)
 def test_formula(optimizer: Any, formula: Callable[[Any], Any]) -> None:
     p = RNG.standard_normal((3, 4))
     found, _ = run(optimizer, p.copy())
@@ -98,7 +99,7 @@ def test_formula(optimizer: Any, formula: Callable[[Any], Any]) -> None:
     np.testing.assert_allclose(narrow, formula(p), rtol=2e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("optimizer", "formula"), CASES, ids=lambda x: repr(x)[:40])
+@pytest.mark.parametrize(("optimizer", "formula"), CASES, ids=NAMES)
 def test_clipping_is_the_same_as_clipped_gradients(
     optimizer: Any, formula: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
