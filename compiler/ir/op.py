@@ -34,7 +34,7 @@ class VjpContext:
     inputs: tuple[Expr, ...]
     outputs: tuple[Expr, ...]
     needs: tuple[bool, ...]
-    residuals: tuple[Expr, ...] = ()  # what `augment` returned beside the outputs
+    residuals: tuple[Any, ...] = ()  # what `augment` returned beside the outputs
     # (sub-graph, outputs, inputs) -> its backward graph, for ops that hold one
     differentiate: Callable[[Graph, tuple[int, ...], tuple[int, ...]], Graph] = _no_differentiation
 
@@ -70,8 +70,9 @@ def unbroadcast(g: Expr, type: TensorType) -> Expr:
 
 # Cotangents of the outputs (None where zero) -> cotangents of the inputs (None where zero).
 Vjp = Callable[[VjpContext, "tuple[Expr | None, ...]"], "Sequence[Expr | None]"]
-# Emits the op for a graph that will be differentiated: (node, inputs) -> (outputs, residuals).
-Augment = Callable[[Node, "tuple[Expr, ...]"], "tuple[Sequence[Expr], Sequence[Expr]]"]
+# Emits the op for a graph that will be differentiated -> (outputs, residuals).  The context has no
+# outputs yet.
+Augment = Callable[[VjpContext], "tuple[Sequence[Expr], Sequence[Any]]"]
 Infer = Callable[[tuple[TensorType, ...], Attrs], tuple[TensorType, ...]]
 Evaluate = Callable[..., Any]  # (attrs with concrete sizes, *arrays) -> array or tuple of arrays
 Cost = Callable[[Sequence[TensorType], Sequence[TensorType], Attrs], Dim]
@@ -111,7 +112,7 @@ class Op:
       the array module `{xp}`, one a line; other kinds are lowered by kind.
     - `inplace`: operands whose buffer the result may take over, element by element.
     - `decompose(attrs, *exprs)` -> expression(s), for composites.
-    - `augment(node, inputs)` -> (outputs, residuals): emits a region op in the form whose gradient
+    - `augment(context)` -> (outputs, residuals): emits a region op in the form whose gradient
       rule reads `ctx.residuals`; None where the op itself serves.
     - `singular`: the derivative is infinite or undefined somewhere in the domain (log at 0).
     - `effect`: the ordered channel the op acts on; None for pure ops.

@@ -20,6 +20,7 @@ from retrograde.compiler.ops import (  # noqa: F401  # each registers its ops
     reduce,
     region,
     rows,
+    scan,
     sort,
     special,
     window,

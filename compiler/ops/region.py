@@ -1,8 +1,8 @@
-"""Ops that hold sub-graphs: calls, recomputed calls, calls with a custom gradient, and scan.
+"""Ops that hold sub-graphs: calls, recomputed calls, calls with a custom gradient.
 
 The region protocol: a region op's operands are what its body takes, captures included, in the
-body's input order (`scan`: carries, per-step slices, constants); `evaluate` sees each sub-graph
-as a Python callable; `augment` emits the op in a form that saves residuals; `vjp` reads them.
+body's input order (see `scan` for loops); `evaluate` sees each sub-graph as a Python callable;
+`augment` emits the op in a form that saves residuals; `vjp` reads them.
 Invariant: a body refers to nothing but its own inputs.
 """
 
@@ -11,18 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from retrograde.compiler.errors import ShapeError
-from retrograde.compiler.ir.builder import Builder, required
+from retrograde.compiler.ir.builder import required
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.expr import Expr, zeros
-from retrograde.compiler.ir.graph import Attrs, Graph, Node, Origin, TensorType, same_type
+from retrograde.compiler.ir.graph import Attrs, Graph, Origin, TensorType, same_type
 from retrograde.compiler.ir.op import Op, VjpContext
 from retrograde.compiler.ir.registry import Kind, register
 
 
-def _graph_cost(graph: Graph) -> Dim:
+def graph_cost(graph: Graph) -> Dim:
+    """The operations of all nodes of a graph."""
     total: Dim = 0
     for node in graph.nodes:
         types_in = [v.type for v in node.inputs]
@@ -46,7 +45,7 @@ def _call_evaluate(attrs: Attrs, *arrays: Any) -> Any:
 
 
 def _call_cost(inputs: Any, outputs: Any, attrs: Attrs) -> Dim:
-    return _graph_cost(attrs["body"])
+    return graph_cost(attrs["body"])
 
 
 def _inline(attrs: Attrs, *operands: Expr) -> tuple[Expr, ...]:
@@ -119,9 +118,9 @@ remat_call = register(
 )
 
 
-def _custom_augment(node: Node, inputs: tuple[Expr, ...]) -> tuple[list[Expr], list[Expr]]:
-    results = required().inline(node.attrs["forward"], inputs)
-    n = len(node.outputs)
+def _custom_augment(ctx: VjpContext) -> tuple[list[Expr], list[Expr]]:
+    results = required().inline(ctx.attrs["forward"], ctx.inputs)
+    n = len(ctx.node.outputs)
     return results[:n], results[n:]
 
 
@@ -167,128 +166,3 @@ fused = register(
         has_regions=True,
     )
 )
-
-
-def _scan_parts(items: Sequence[Any], attrs: Attrs) -> tuple[list[Any], list[Any], list[Any]]:
-    """Operands (or body inputs) as carries, per-step values, constants."""
-    n, m = attrs["carries"], attrs["carries"] + attrs["slices"]
-    return list(items[:n]), list(items[n:m]), list(items[m:])
-
-
-def _stacked(length: Dim, type: TensorType) -> TensorType:
-    return TensorType(type.dtype, (length, *type.shape))
-
-
-def _scan_infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
-    body: Graph = attrs["body"]
-    length = attrs["length"]
-    if len(types) != len(body.inputs):
-        raise ShapeError(f"the body takes {len(body.inputs)} operands, got {len(types)}")
-    init, stacked, constants = _scan_parts(types, attrs)
-    carries, slices, captured = _scan_parts([v.type for v in body.inputs], attrs)
-    expected = [*carries, *(_stacked(length, t) for t in slices), *captured]
-    for i, (got, want) in enumerate(zip([*init, *stacked, *constants], expected, strict=True)):
-        if not same_type(got, want):
-            raise ShapeError(f"operand {i} is {got}, the body over {length} steps needs {want}")
-    outputs = [v.type for v in body.outputs]
-    for i, (carry, new) in enumerate(zip(carries, outputs, strict=False)):
-        if not same_type(carry, new):
-            raise ShapeError(f"carry {i} enters the body as {carry} and leaves it as {new}")
-    n = attrs["carries"]
-    return (*outputs[:n], *(_stacked(length, t) for t in outputs[n:]))
-
-
-def _scan_evaluate(attrs: Attrs, *arrays: Any) -> Any:
-    carries, stacked, constants = _scan_parts(arrays, attrs)
-    length, n = attrs["length"], attrs["carries"]
-    types = attrs["body"].output_types[n:]
-    ys = [np.empty((length, *shape), dtype) for dtype, shape in types]
-    for t in range(length - 1, -1, -1) if attrs["reverse"] else range(length):
-        results = tuple(attrs["body"](*carries, *(x[t] for x in stacked), *constants))
-        carries = list(results[:n])
-        for out, y in zip(ys, results[n:], strict=True):
-            out[t] = y
-    everything = (*carries, *ys)
-    return everything if len(everything) != 1 else everything[0]
-
-
-def _scan_cost(inputs: Any, outputs: Any, attrs: Attrs) -> Dim:
-    length: Dim = attrs["length"]
-    return _graph_cost(attrs["body"]) * length
-
-
-def _scan_augment(node: Node, inputs: tuple[Expr, ...]) -> tuple[list[Expr], list[Expr]]:
-    """The same scan, which also stacks the carries that enter each step."""
-    body: Graph = node.attrs["body"]
-    n = node.attrs["carries"]
-    entering = body.inputs[:n]
-    longer = body.replace(outputs=(*body.outputs, *entering), output_names=())
-    results = scan(*inputs, **{**node.attrs, "body": longer})
-    results = results if isinstance(results, tuple) else (results,)
-    return list(results[: len(node.outputs)]), list(results[len(node.outputs) :])
-
-
-def _scan_vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | None]:
-    """A reverse scan that recomputes each step from its entering carries and pulls back.
-
-    Its carries are the cotangents of the carries and the sums of the constants' cotangents."""
-    body: Graph = ctx.attrs["body"]
-    n, length = ctx.attrs["carries"], ctx.attrs["length"]
-    of = _float_indices(body.outputs)
-    wrt = _float_indices(body.inputs)
-    backward = _silent(ctx.differentiate(body, of, wrt))
-    _, stacked, constants = _scan_parts(ctx.inputs, ctx.attrs)
-    carries, slices, captured = _scan_parts(body.inputs, ctx.attrs)
-
-    given = {i: c for i, c in enumerate(cotangents)}
-    totals = [zeros(ctx.outputs[i].type) if (c := given[i]) is None else c for i in of]
-    carried = [g for i, g in zip(of, totals, strict=True) if i < n]
-    stepwise = [g for i, g in zip(of, totals, strict=True) if i >= n]
-    sums = [zeros(v.type) for v in captured if v.dtype.is_float]
-
-    inner = Builder(f"{body.name}.backward", Expr)
-    with inner:
-        d_carries = [inner.input(g.type, "d carry") for g in carried]
-        accumulators = [inner.input(g.type, "d constant") for g in sums]
-        entering = [inner.input(v.type, "carry") for v in carries]
-        xs = [inner.input(v.type, "x") for v in slices]
-        d_ys = [inner.input(TensorType(g.dtype, g.shape[1:]), "d y") for g in stepwise]
-        fixed = [inner.input(v.type, "constant") for v in captured]
-        results = inner.inline(backward, [*entering, *xs, *fixed, *d_carries, *d_ys])
-        pulled = dict(zip(wrt, results[len(body.outputs) :], strict=True))
-        new_carries = [pulled[i] for i in wrt if i < n]
-        d_xs = [pulled[i] for i in wrt if n <= i < n + len(slices)]
-        d_constants = [pulled[i] for i in wrt if i >= n + len(slices)]
-        new_sums = [a + g for a, g in zip(accumulators, d_constants, strict=True)]
-        step = inner.finish([e.value for e in (*new_carries, *new_sums, *d_xs)])
-    found = scan(
-        *carried, *sums, *ctx.residuals, *stacked, *stepwise, *constants,
-        body=step,
-        carries=len(carried) + len(sums),
-        slices=len(ctx.residuals) + len(stacked) + len(stepwise),
-        length=length,
-        reverse=not ctx.attrs["reverse"],
-    )  # fmt: skip
-    summed = found if isinstance(found, tuple) else (found,)
-    k, s = len(carried), len(carried) + len(sums)
-    ordered = iter([*summed[:k], *summed[s:], *summed[k:s]])  # carries, slices, constants
-    return [next(ordered) if v.dtype.is_float else None for v in ctx.inputs]
-
-
-scan = register(
-    Op(
-        "scan",
-        Kind.REGION,
-        _scan_infer,
-        _scan_evaluate,
-        vjp=_scan_vjp,
-        doc="runs `body` over axis 0 of the stacked operands: (carries, slices, constants) -> "
-        "(carries, step results); returns the last carries and the stacked step results",
-        convention="with length 0 the carries pass through",
-        cost=_scan_cost,
-        augment=_scan_augment,
-        has_regions=True,
-        defaults={"reverse": False},
-    )
-)
-

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from retrograde.compiler.errors import UnsupportedError, VerifyError
 from retrograde.compiler.ir.builder import Builder
@@ -70,7 +71,7 @@ class _Trail:
         self.builder = builder
         self.active = active
         self.parts: dict[Value, list[Expr]] = {}
-        self.residuals: dict[Node, tuple[Expr, ...]] = {}
+        self.residuals: dict[Node, tuple[Any, ...]] = {}
         self.renamed: dict[Value, Value] = {}  # outputs of augmented nodes
 
     def primal(self, v: Value) -> Value:
@@ -95,7 +96,7 @@ class _Trail:
             self.builder.append(node)
             return
         with self.builder.located(node.loc, node.scope, Origin("primal", "backward", (node.id,))):
-            outputs, residuals = op.augment(node, tuple(self.expr(v) for v in node.inputs))
+            outputs, residuals = op.augment(self._context(node, ()))
         self.renamed.update(
             (old, new.value) for old, new in zip(node.outputs, outputs, strict=True)
         )
@@ -111,15 +112,7 @@ class _Trail:
         origin = Origin("cotangent", "backward", (node.id,))
         with self.builder.located(node.loc, node.scope, origin):
             cotangents = tuple(self._total(v) for v in node.outputs)
-            context = VjpContext(
-                node,
-                tuple(self.expr(v) for v in node.inputs),
-                tuple(self.expr(v) for v in node.outputs),
-                needs,
-                self.residuals.get(node, ()),
-                lambda inner, of, wrt: Backward(of, wrt)(inner),
-            )
-            results = rule(context, cotangents)
+            results = rule(self._context(node, node.outputs), cotangents)
             if len(results) != len(node.inputs):
                 raise VerifyError(
                     f"the gradient of {node.op.name} returns {len(results)} cotangents for "
@@ -128,6 +121,16 @@ class _Trail:
             for v, need, part in zip(node.inputs, needs, results, strict=True):
                 if need and part is not None:
                     self.parts.setdefault(v, []).append(_fit(part, v.type, node))
+
+    def _context(self, node: Node, outputs: Sequence[Value]) -> VjpContext:
+        return VjpContext(
+            node,
+            tuple(self.expr(v) for v in node.inputs),
+            tuple(self.expr(v) for v in outputs),
+            tuple(v in self.active for v in node.inputs),
+            self.residuals.get(node, ()),
+            lambda inner, of, wrt: Backward(of, wrt)(inner),
+        )
 
     def _total(self, v: Value) -> Expr | None:
         """The sum of the cotangents that reached `v`."""

@@ -249,8 +249,8 @@ def _limits(node: Node) -> Iterator[tuple[tuple[Dim, ...], str]]:
             yield (0, a, b, size), f"slice {a}:{b} of axis {axis}, whose size is {size}"
     elif node.op.name == "set_slice":
         x, y = (v.shape for v in node.inputs)
-        windows = zip(attrs["start"], y, attrs["step"], x, strict=True)
-        for axis, (a, n, step, size) in enumerate(windows):
+        places = zip(attrs["start"], y, attrs["step"], x, strict=True)
+        for axis, (a, n, step, size) in enumerate(places):
             end = a + extent(n, step)
             yield (0, a, end, size), f"slice {a}:{end} of axis {axis}, whose size is {size}"
     elif node.op.name == "pad":

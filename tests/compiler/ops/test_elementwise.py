@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 SPECIAL = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 1e-30, -1e30, 3e4]
 
 ELEMENTWISE = [op for op in all_ops() if op.kind is Kind.ELEMENTWISE]
-OTHERS = {"logical_not", "bitwise_not", "select", "cast"}
+OTHERS = {"logical_not", "bitwise_not", "select", "cast", "stop_gradient"}
 
 
 def test_every_elementwise_op_is_checked_here() -> None:

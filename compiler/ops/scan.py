@@ -1,0 +1,264 @@
+"""scan: one node for a loop over time, and its gradient as a reverse scan.
+
+Operands: the initial carries, what is stacked along the steps (axis 0), constants; `body` takes
+them in that order, one step's slice at a time, and returns the new carries and the step's results.
+
+The gradient saves, stacked over the steps, only what the backward body reads and what is costly to
+compute again from the rest: of an LSTM the gates and tanh(c), not their sums or products.  What
+depends on the slices and constants alone is computed in the backward body from them, where
+hoisting finds it.  Invariant: the forward scan with residuals computes the same bits as without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from retrograde.compiler.errors import ShapeError
+from retrograde.compiler.ir.builder import Builder
+from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.expr import Expr, zeros
+from retrograde.compiler.ir.graph import Attrs, Graph, Node, TensorType, Value, same_type
+from retrograde.compiler.ir.op import Op, VjpContext
+from retrograde.compiler.ir.registry import Kind, register
+from retrograde.compiler.ops.region import graph_cost
+
+
+def parts(items: Sequence[Any], attrs: Attrs) -> tuple[list[Any], list[Any], list[Any]]:
+    """Operands (or body inputs) as carries, per-step values, constants."""
+    n, m = attrs["carries"], attrs["carries"] + attrs["slices"]
+    return list(items[:n]), list(items[n:m]), list(items[m:])
+
+
+def stacked(length: Dim, type: TensorType) -> TensorType:
+    """`type` with one more axis in front, the steps."""
+    return TensorType(type.dtype, (length, *type.shape))
+
+
+def _infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    body: Graph = attrs["body"]
+    length = attrs["length"]
+    if len(types) != len(body.inputs):
+        raise ShapeError(f"the body takes {len(body.inputs)} operands, got {len(types)}")
+    init, sliced, constants = parts(types, attrs)
+    carries, slices, captured = parts([v.type for v in body.inputs], attrs)
+    expected = [*carries, *(stacked(length, t) for t in slices), *captured]
+    for i, (got, want) in enumerate(zip([*init, *sliced, *constants], expected, strict=True)):
+        if not same_type(got, want):
+            raise ShapeError(f"operand {i} is {got}, the body over {length} steps needs {want}")
+    outputs = [v.type for v in body.outputs]
+    for i, (carry, new) in enumerate(zip(carries, outputs, strict=False)):
+        if not same_type(carry, new):
+            raise ShapeError(f"carry {i} enters the body as {carry} and leaves it as {new}")
+    n = attrs["carries"]
+    return (*outputs[:n], *(stacked(length, t) for t in outputs[n:]))
+
+
+def _evaluate(attrs: Attrs, *arrays: Any) -> Any:
+    carries, sliced, constants = parts(arrays, attrs)
+    length, n = attrs["length"], attrs["carries"]
+    types = attrs["body"].output_types[n:]
+    ys = [np.empty((length, *shape), dtype) for dtype, shape in types]
+    for t in range(length - 1, -1, -1) if attrs["reverse"] else range(length):
+        results = tuple(attrs["body"](*carries, *(x[t] for x in sliced), *constants))
+        carries = list(results[:n])
+        for out, y in zip(ys, results[n:], strict=True):
+            out[t] = y
+    everything = (*carries, *ys)
+    return everything if len(everything) != 1 else everything[0]
+
+
+def _cost(inputs: Any, outputs: Any, attrs: Attrs) -> Dim:
+    length: Dim = attrs["length"]
+    return graph_cost(attrs["body"]) * length
+
+
+# --- the gradient
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A differentiated body in two: what runs forward, and what runs backward from residuals."""
+
+    forward: Graph  # the body, returning the residuals too
+    backward: Graph  # (kept residuals, slices, constants, cotangents) -> cotangents of `wrt`
+    kept: int  # how many residuals there are
+    of: tuple[int, ...]  # the differentiated outputs of the body
+    wrt: tuple[int, ...]  # the inputs of the body that have cotangents
+
+
+def _split(ctx: VjpContext) -> _Split:
+    body: Graph = ctx.attrs["body"]
+    n = ctx.attrs["carries"]
+    of = tuple(i for i, v in enumerate(body.outputs) if v.dtype.is_float)
+    wrt = tuple(
+        i for i, v in enumerate(body.inputs) if v.dtype.is_float and (i < n or ctx.needs[i])
+    )
+    whole = ctx.differentiate(body, of, wrt)
+    primal, gradients = whole.outputs[: len(body.outputs)], whole.outputs[len(body.outputs) :]
+    ahead = _needed(whole, primal)
+    behind = [node for node in whole.nodes if node not in ahead and node.op.effect is None]
+    again, kept = _residuals(whole, ahead, behind, n, gradients)
+    seeds = whole.inputs[len(body.inputs) :]
+    forward = Graph(
+        body.name,
+        body.inputs,
+        tuple(node for node in whole.nodes if node in ahead),
+        (*primal, *kept),
+        body.input_names,
+    )
+    backward = Graph(
+        f"{body.name}.backward",
+        (*kept, *body.inputs[n:], *seeds),
+        (*again, *behind),
+        tuple(gradients),
+        ("",) * (len(kept) + len(body.inputs) - n + len(seeds)),
+    )
+    return _Split(forward, backward, len(kept), of, wrt)
+
+
+def _needed(graph: Graph, outputs: Sequence[Value]) -> set[Node]:
+    """The nodes that `outputs` need, and all that have an effect."""
+    live = set(outputs)
+    found: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op.effect is not None or any(v in live for v in node.outputs):
+            found.add(node)
+            live.update(node.inputs)
+    return found
+
+
+def _residuals(
+    graph: Graph, ahead: set[Node], behind: Sequence[Node], n: int, gradients: Sequence[Value]
+) -> tuple[list[Node], list[Value]]:
+    """(forward nodes to run again in the backward body, values to keep for it)."""
+    carried = set(graph.inputs[:n])
+    maker: dict[Value, Node] = {}
+    for node in graph.nodes:
+        if node in ahead:
+            maker.update((v, node) for v in node.outputs)
+            if any(v in carried for v in node.inputs):
+                carried.update(node.outputs)
+    wanted = [v for node in behind for v in node.inputs] + list(gradients)
+    kept: dict[Value, None] = {}
+    again: dict[Node, None] = {}
+
+    def provide(v: Value) -> None:
+        node = maker.get(v)
+        if v in kept or (node is None and v not in carried):
+            return  # a slice, a constant, a cotangent, or something that `behind` makes
+        if node is None:
+            kept[v] = None  # a carry as it enters the step
+            return
+        if node in again:
+            return
+        if v in carried and not _cheap(node, carried):
+            kept[v] = None
+            return
+        again[node] = None
+        for u in node.inputs:
+            provide(u)
+
+    costly = [v for v in wanted if (m := maker.get(v)) and v in carried and not _cheap(m, carried)]
+    for v in (*costly, *wanted):  # the costly first: the cheap may then be made from them
+        provide(v)
+    for v in list(kept):  # what turned out to be made from kept values anyway needs no place
+        if maker.get(v) in again:
+            del kept[v]
+    return [node for node in graph.nodes if node in again], list(kept)
+
+
+def _cheap(node: Node, carried: set[Value]) -> bool:
+    """Whether running `node` again costs less than keeping its results for every step."""
+    if node.op.kind is Kind.MOVE or node.op.kind is Kind.CREATE:
+        return True
+    if node.op.kind is not Kind.ELEMENTWISE:
+        return False
+    return node.op.name in _ARITHMETIC
+
+
+_ARITHMETIC = frozenset(
+    {"add", "sub", "mul", "neg", "select", "cast", "maximum", "minimum", "relu", "abs", "sign",
+     "equal", "not_equal", "less", "less_equal", "logical_not", "logical_and", "logical_or",
+     "stop_gradient"}
+)  # fmt: skip
+
+
+def _augment(ctx: VjpContext) -> tuple[list[Expr], list[Any]]:
+    """The same scan, which also stacks the residuals of each step."""
+    split = _split(ctx)
+    results = scan(*ctx.inputs, **{**ctx.attrs, "body": split.forward})
+    results = results if isinstance(results, tuple) else (results,)
+    count = len(ctx.node.outputs)
+    return list(results[:count]), [split, *results[count:]]
+
+
+def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | None]:
+    """A reverse scan.  Its carries: cotangents of the carries, sums of those of the constants."""
+    body: Graph = ctx.attrs["body"]
+    split: _Split
+    split, *residuals = ctx.residuals
+    n, m = ctx.attrs["carries"], ctx.attrs["carries"] + ctx.attrs["slices"]
+    _, sliced, constants = parts(ctx.inputs, ctx.attrs)
+    _, slices, captured = parts(body.inputs, ctx.attrs)
+    totals = [
+        zeros(ctx.outputs[i].type) if (g := cotangents[i]) is None else g for i in split.of
+    ]
+    carried = [g for i, g in zip(split.of, totals, strict=True) if i < n]
+    stepwise = [g for i, g in zip(split.of, totals, strict=True) if i >= n]
+    sums = [zeros(body.inputs[i].type) for i in split.wrt if i >= m]
+
+    inner = Builder(split.backward.name, Expr)
+    with inner:
+        d_carries = [inner.input(g.type, "d carry") for g in carried]
+        accumulators = [inner.input(g.type, "d constant") for g in sums]
+        kept = [inner.input(v.type, "kept") for v in split.backward.inputs[: split.kept]]
+        xs = [inner.input(v.type, "x") for v in slices]
+        d_ys = [inner.input(TensorType(g.dtype, g.shape[1:]), "d y") for g in stepwise]
+        fixed = [inner.input(v.type, "constant") for v in captured]
+        results = inner.inline(split.backward, [*kept, *xs, *fixed, *d_carries, *d_ys])
+        pulled = dict(zip(split.wrt, results, strict=True))
+        d_xs = [pulled[i] for i in split.wrt if n <= i < m]
+        new_sums = [
+            a + pulled[i]
+            for a, i in zip(accumulators, (i for i in split.wrt if i >= m), strict=True)
+        ]
+        new_carries = [pulled[i] for i in split.wrt if i < n]
+        step = inner.finish([e.value for e in (*new_carries, *new_sums, *d_xs)])
+    found = scan(
+        *carried, *sums, *residuals, *sliced, *stepwise, *constants,
+        body=step,
+        carries=len(carried) + len(sums),
+        slices=len(residuals) + len(sliced) + len(stepwise),
+        length=ctx.attrs["length"],
+        reverse=not ctx.attrs["reverse"],
+    )  # fmt: skip
+    summed = found if isinstance(found, tuple) else (found,)
+    k, s = len(carried), len(carried) + len(sums)
+    ordered = [*summed[:k], *summed[s:], *summed[k:s]]  # carries, slices, constants
+    out: list[Expr | None] = [None] * len(ctx.inputs)
+    for i, g in zip(split.wrt, ordered, strict=True):
+        out[i] = g
+    return out
+
+
+scan = register(
+    Op(
+        "scan",
+        Kind.REGION,
+        _infer,
+        _evaluate,
+        vjp=_vjp,
+        doc="runs `body` over axis 0 of the stacked operands: (carries, slices, constants) -> "
+        "(carries, step results); returns the last carries and the stacked step results",
+        convention="with length 0 the carries pass through",
+        cost=_cost,
+        augment=_augment,
+        has_regions=True,
+        defaults={"reverse": False},
+    )
+)
+
