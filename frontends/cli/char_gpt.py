@@ -73,7 +73,9 @@ class CharGPT:
             )
         )
         ids = rg.spec("i32", "B", rg.dim("T", max=settings["length"]))
-        sizes = {"B": settings["batch"], "T": settings["length"]}
+        sizes = {"B": settings["batch"]}
+        if settings["length"] > 1:  # else T is the number 1
+            sizes["T"] = settings["length"]
         model = make_model(settings, len(vocabulary))
         steps = max(1, settings["steps"])
         schedule = rg.optim.warmup_cosine(

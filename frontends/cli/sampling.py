@@ -84,8 +84,9 @@ def next_tokens(
     tokens = [int(t) for t in prompt]
     if not tokens:
         raise DataError("the prompt is empty: there is nothing to go on from")
-    length = rg.dim("T", min=1, max=context)
-    compiled = rg.compile(last_logits, model, rg.spec("i32", 1, length), at={"T": context})
+    length = rg.dim("T", max=context)  # the number 1 where the context is no longer
+    at = {"T": context} if context > 1 else None
+    compiled = rg.compile(last_logits, model, rg.spec("i32", 1, length), at=at)
     # Raw words of Philox are fixed for good (NEP 19); choices made by NumPy's Generator are not.
     words = np.random.Philox(key=sampling.seed)
     while True:
