@@ -13,7 +13,8 @@ from typing import Any
 
 from retrograde.compiler.ir.graph import Graph, Node, Value
 
-COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum", "equal", "not_equal"})
+# Not maximum and minimum: of 0.0 and -0.0 they may take whichever comes first.
+COMMUTATIVE = frozenset({"add", "mul", "equal", "not_equal"})
 
 
 @dataclass(frozen=True)

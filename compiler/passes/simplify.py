@@ -1,8 +1,9 @@
 """Local algebra by rule tables: Graph -> Graph.
 
 A rule is a pattern over a node and the producers of its operands, and what replaces its result.
-Invariant: every rule keeps each element's bits, up to the payload of a NaN; in particular nothing
-here assumes that values are finite, and sums are not reassociated.
+Invariant: every rule keeps each element's bits, up to the payload of a NaN and, where a sum is left
+out, the sign of a zero; in particular nothing here assumes that values are finite, and sums are not
+reassociated.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ def _reshape_of_sum(m: Match) -> Expr | None:
     kept = [1 if i in axes else d for i, d in enumerate(source.shape)]
     if not same_shape(kept, m.node.attrs["shape"]):
         return None
-    out: Expr = inner.op(m.expr(source), axes=axes, keepdims=True)
+    with m.builder.located(inner.loc, inner.scope, inner.origin):  # a recomputed one stays one
+        out: Expr = inner.op(m.expr(source), axes=axes, keepdims=True)
     return out
 
 
@@ -146,6 +148,8 @@ def _cast_of_cast(m: Match) -> Value | Expr | None:
         return None
     if first.kind == "float" and first.bytes == middle.bytes and first is not middle:
         return None
+    if first.kind == "float" and last.is_integer:
+        return None  # what is out of range differs by the type that it comes from
     if first is last:
         return inner.inputs[0]
     out: Expr = lookup("cast")(m.expr(inner.inputs[0]), dtype=last)
@@ -228,11 +232,14 @@ def _add_of_pads(m: Match) -> Expr | None:
 
 
 def _zero_pad(node: Node) -> bool:
-    return node.attrs["value"] == 0 and all(same(d, 0) for d in node.attrs["interior"])
+    zero = repr(float(node.attrs["value"])) == "0.0"
+    return zero and all(same(d, 0) for d in node.attrs["interior"])
 
 
 def _neighbours(first: Node, second: Node) -> int | None:
     """The axis along which `second` starts where `first` ends, all else being equal."""
+    if not same_shape(first.output.shape, second.output.shape):
+        return None
     low1, low2 = first.attrs["low"], second.attrs["low"]
     shape1, shape2 = first.inputs[0].shape, second.inputs[0].shape
     differing = [i for i, (a, b) in enumerate(zip(low1, low2, strict=True)) if not same(a, b)]
@@ -342,6 +349,8 @@ class Simplify:
         for node in graph.nodes:
             for v in node.inputs:
                 uses[v] = uses.get(v, 0) + 1
+        for v in graph.outputs:
+            uses[v] = uses.get(v, 0) + 1
         changed = False
         with builder:
             for node in graph.nodes:
