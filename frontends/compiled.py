@@ -73,8 +73,10 @@ class Compiled(Explained):
         """The program and the captured arrays of this moment; traced anew where that is due."""
         found = self._captures.current(snapshot(self._declared.fn))
         if found is None:
-            traced, self._captures = self._declared.trace()
-            if traced.graph.text() != self._traced.graph.text():
+            traced, captures = self._declared.trace()
+            same = traced.graph.text() == self._traced.graph.text()
+            self._captures = captures.after(self._captures, same)
+            if not same:
                 self._run = self._compiled(traced)
             self._traced = traced
             found = list(traced.captured)

@@ -27,7 +27,7 @@ from retrograde.compiler.errors import TraceError
 from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.dims import Dim, Poly
 from retrograde.compiler.ir.expr import Expr
-from retrograde.compiler.ir.graph import TensorType
+from retrograde.compiler.ir.graph import TensorType, same_type
 from retrograde.compiler.ir.location import where
 from retrograde.eager_mode import EagerTracer, array_of
 from retrograde.execution import Runnable, runnable
@@ -130,6 +130,10 @@ class _Program:
     captures: Captures
     runnable: Runnable
 
+    def fits(self, types: Sequence[TensorType]) -> bool:
+        """Whether it was traced for just these types."""
+        return all(map(same_type, self.types, types))
+
     def sizes(self, shapes: Shapes) -> dict[str, int] | None:
         """The symbols at these shapes; None where they do not fit."""
         found: dict[str, int] = {}
@@ -231,6 +235,12 @@ class Jit:
                 signature.programs.insert(0, signature.programs.pop(i))
                 return program, arrays, sizes
         program = self._new(call, signature, now)
+        old = next((p for p in signature.programs if p.fits(program.types)), None)
+        if old is not None:
+            same = old.runnable is program.runnable
+            program.captures = program.captures.after(old.captures, same)
+            if same and old.captures.settings == program.captures.settings:
+                signature.programs = [p for p in signature.programs if p is not old]
         signature.programs.insert(0, program)
         del signature.programs[_KEPT:]
         sizes = program.sizes(call.shapes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -172,7 +173,9 @@ class TrainStep(Explained):
         if found is not None:
             return found
         traced = trace_step(self._parts)
-        if traced.graph.text() != self._traced.graph.text():
+        same = traced.graph.text() == self._traced.graph.text()
+        traced = replace(traced, captures=traced.captures.after(self._traced.captures, same))
+        if not same:
             state = self._run.executable.state()
             self._run = self._compiled(traced)
             self._run.executable.set_state(state)
