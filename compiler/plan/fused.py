@@ -111,7 +111,7 @@ def _chains(body: Graph, last_use: dict[Value, int]) -> dict[Value, list[Value]]
     for i in range(len(body.nodes) - 1, -1, -1):
         n = body.nodes[i]
         mine = chain.setdefault(n.output, [n.output])
-        if n.op.kind is not Kind.ELEMENTWISE:
+        if n.op.kind is not Kind.ELEMENTWISE or _may_take_over(n, inputs, outputs):
             continue
         for k in n.op.inplace:
             v = n.inputs[k]
@@ -124,6 +124,18 @@ def _chains(body: Graph, last_use: dict[Value, int]) -> dict[Value, list[Value]]
                 chain[v] = mine
                 break
     return chain
+
+
+def _may_take_over(n: Node, inputs: set[Value], outputs: set[Value]) -> bool:
+    """Whether a result of the region may take the buffer of an operand that `n` reads.
+
+    Temporaries then stay out of its tile: they would overwrite what is still to be read."""
+    return n.output in outputs and any(
+        (v := n.inputs[k]) in inputs
+        and v.dtype is n.output.dtype
+        and same_shape(v.shape, n.output.shape)
+        for k in n.op.inplace
+    )
 
 
 def first_write(step: FusedStep, result: int) -> int:
