@@ -80,11 +80,17 @@ def _axis(
             known = ", ".join(symbols) or "none"
             raise DataError(f"-{name}: this step has no size {name}; it has {known}")
         return (0,)
+    low, high = symbols[name].min, symbols[name].max
     if given is None:
-        low, high = symbols[name].min, symbols[name].max
         fitting = [n for n in default if low <= n and (high is None or n <= high)]
         return fitting or [low if high is None else high]
-    return [_whole(part, f"-{name} {given}") for part in given.split(",")]
+    numbers = [_whole(part, f"-{name} {given}") for part in given.split(",")]
+    if high is not None and max(numbers) > high:
+        raise DataError(
+            f"-{name} {given}: {name} is at most {high} with these settings; for char-gpt "
+            f"--set length={max(numbers)} changes that"
+        )
+    return numbers
 
 
 def _sizes(texts: Sequence[str]) -> dict[str, int]:

@@ -349,7 +349,9 @@ def test_plan_is_a_table_of_the_peaks(run: Run, text: Path) -> None:
     assert "B*T" in out
     columns = run(*base).output.splitlines()[-8].split()
     assert columns == ["T=32", "T=64"]  # no longer than the context
-    assert "out of" in run(*base, "-T", "65", code=2).stderr
+    assert "--set length=65" in run(*base, "-T", "65", code=2).stderr
+    longer = run(*base, "--set", "length=96", "-T", "65,96").output
+    assert longer.splitlines()[-8].split() == ["T=65", "T=96"]
     assert "no whole number" in run(*base, "-B", "x", code=2).stderr
 
 
