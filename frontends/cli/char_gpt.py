@@ -48,10 +48,10 @@ class CharGPT:
             Setting("clip_norm", 1.0, float, "longest gradient", optional=True),
             Setting("validation_batches", 64, int, "batches of held-out text in a validation"),
         ),
-        steps=3000,
-        time_limit=200.0,
-        validate_every=1000,
-        save_every=1000,
+        steps=2500,
+        time_limit=180.0,
+        validate_every=500,
+        save_every=500,
     )
 
     def build(self, settings: Settings) -> Training:
