@@ -24,15 +24,20 @@ _PHASE = {"primal": 0, "cotangent": 1, "recompute": 1, "update": 2}
 
 @dataclass(eq=False)
 class _Cluster:
-    """Nodes that will be one step.  `above` is a bit set of the clusters this one depends on."""
+    """Nodes that will be one step.
+
+    `bits` stands for it in bit sets, with one bit for each cluster that went into it; `above` is
+    the set of all clusters that it depends on, directly (`direct`) or not; `users` read it."""
 
     index: int
     shape: tuple[Dim, ...] | None  # None: never joined
     phase: int
     members: list[Node]
+    first: int
+    bits: int
     above: int = 0
-    first: int = 0
-    direct: set[int] = field(default_factory=set)  # clusters it reads
+    direct: set[_Cluster] = field(default_factory=set)
+    users: set[_Cluster] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -53,106 +58,102 @@ class _Clustering:
     def __init__(self, window: int, largest: int) -> None:
         self.window = window
         self.largest = largest
-        self.clusters: list[_Cluster | None] = []  # None: merged into another
+        self.count = 0
+        self.clusters: dict[_Cluster, None] = {}  # those not merged into another, in order
         self.home: dict[Value, _Cluster] = {}
 
     def run(self, graph: Graph) -> list[_Cluster]:
         for position, node in enumerate(graph.nodes):
             self._place(node, position)
-        return [c for c in self.clusters if c is not None]
+        return list(self.clusters)
 
     def _place(self, node: Node, position: int) -> None:
         shape = iteration_shape(node)
         phase = _PHASE[node.origin.role]
-        reads = {c.index for v in node.inputs if (c := self.home.get(v)) is not None}
+        reads = {c for v in node.inputs if (c := self.home.get(v)) is not None}
         target: _Cluster | None = None
         if shape is not None:
-            candidates = sorted(reads, reverse=True)
-            for i in candidates:
-                c = self.clusters[i]
-                assert c is not None
+            for c in sorted(reads, key=lambda c: c.index, reverse=True):
+                if not self._joins(c, shape, phase, reads):
+                    continue
+                assert c.shape is not None
                 if target is None:
-                    if self._joins(c, shape, phase, reads):
-                        target = c
-                elif target.shape is not None and self._joins(c, target.shape, phase, reads):
-                    self._merge_into(target, c)
-                    reads.discard(c.index)
+                    target = c
+                elif not self._merge(target, c):
+                    continue
+                shape = wider(c.shape, shape)
+                assert shape is not None
+                target.shape = shape
         if target is None:
-            target = _Cluster(len(self.clusters), shape, phase, [], first=position)
-            self.clusters.append(target)
-        elif target.shape is not None and shape is not None:
-            target.shape = wider(target.shape, shape)
+            target = _Cluster(self.count, shape, phase, [], position, 1 << self.count)
+            self.clusters[target] = None
+            self.count += 1
         target.members.append(node)
-        self._depend(target, reads)
+        gained = 0
+        for c in reads:
+            if c is not target and c in self.clusters:
+                target.direct.add(c)
+                c.users.add(target)
+                gained |= c.above | c.bits
+        self._raise(target, gained)
         for v in node.outputs:
             self.home[v] = target
 
     def _joins(
-        self, c: _Cluster, shape: tuple[Dim, ...], phase: int, reads: Iterable[int]
+        self, c: _Cluster, shape: tuple[Dim, ...], phase: int, reads: Iterable[_Cluster]
     ) -> bool:
         """Whether a node over `shape` that reads the clusters `reads` may enter `c`."""
         if c.shape is None or c.phase != phase or len(c.members) >= self.largest:
             return False
-        if c.index < len(self.clusters) - self.window or wider(c.shape, shape) is None:
+        if c.index < self.count - self.window or wider(c.shape, shape) is None:
             return False
-        bit = 1 << c.index
-        return not any(
-            (other := self.clusters[i]) is not None and other is not c and other.above & bit
-            for i in reads
-        )
+        return not any(other is not c and other.above & c.bits for other in reads)
 
-    def _merge_into(self, target: _Cluster, c: _Cluster) -> None:
-        """Moves the members of `c` to `target` unless a path between them leads outside."""
-        if target.shape is None or c.shape is None:
-            return
-        shape = wider(target.shape, c.shape)
-        if shape is None or len(target.members) + len(c.members) > self.largest:
-            return
-        if self._path_around(target, c) or self._path_around(c, target):
-            return
-        target.shape = shape
+    def _merge(self, target: _Cluster, c: _Cluster) -> bool:
+        """Moves the members of `c` to `target` unless a path between them leads outside, or
+        there would be no room for the node that is to come."""
+        if len(target.members) + len(c.members) >= self.largest:
+            return False
+        if _path_around(target, c) or _path_around(c, target):
+            return False
         target.members.extend(c.members)
+        target.members.sort(key=lambda n: n.id)
         target.first = min(target.first, c.first)
         for node in c.members:
             for v in node.outputs:
                 self.home[v] = target
-        self.clusters[c.index] = None
-        old, new = 1 << c.index, 1 << target.index
-        for other in self.clusters[c.index + 1 :]:  # only later clusters can depend on this one
-            if other is None:
-                continue
-            if other.above & old:
-                other.above = (other.above & ~old) | new
-            if c.index in other.direct:
-                other.direct.discard(c.index)
-                other.direct.add(target.index)
-        target.direct.discard(target.index)
-        self._depend(target, c.direct)
-        target.members.sort(key=lambda n: n.id)
+        del self.clusters[c]
+        target.bits |= c.bits
+        target.above = (target.above | c.above) & ~target.bits
+        for other in c.direct:
+            other.users.discard(c)
+            if other is not target:
+                other.users.add(target)
+                target.direct.add(other)
+        for other in c.users:
+            other.direct.discard(c)
+            if other is not target:
+                other.direct.add(target)
+                target.users.add(other)
+        target.direct.discard(c)
+        target.users.discard(c)
+        for other in target.users:
+            self._raise(other, target.above | target.bits)
+        return True
 
-    def _path_around(self, above: _Cluster, below: _Cluster) -> bool:
-        """Whether `below` depends on `above` through a third cluster."""
-        bit = 1 << above.index
-        return any(
-            i != above.index and (c := self.clusters[i]) is not None and c.above & bit
-            for i in below.direct
-        )
+    def _raise(self, c: _Cluster, gained: int) -> None:
+        """Records new dependencies of `c`, for itself and for all that depend on it."""
+        work = [c]
+        while work:
+            found = work.pop()
+            if gained & ~found.above:
+                found.above |= gained
+                work.extend(found.users)
 
-    def _depend(self, c: _Cluster, reads: Iterable[int]) -> None:
-        """Records that `c` reads clusters, for itself and for all that depend on it."""
-        gained = 0
-        for i in reads:
-            other = self.clusters[i]
-            if i != c.index and other is not None:
-                c.direct.add(i)
-                gained |= other.above | (1 << i)
-        if not gained & ~c.above:
-            return
-        c.above |= gained
-        bit = 1 << c.index
-        for other in self.clusters[c.index + 1 :]:
-            if other is not None and other.above & bit:
-                other.above |= gained
+
+def _path_around(above: _Cluster, below: _Cluster) -> bool:
+    """Whether `below` depends on `above` through a third cluster."""
+    return any(c is not above and c.above & above.bits for c in below.direct)
 
 
 def iteration_shape(node: Node) -> tuple[Dim, ...] | None:
