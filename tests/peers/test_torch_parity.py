@@ -32,9 +32,9 @@ def assert_close(ours: dict[str, Array], theirs: dict[str, Array]) -> None:
 
 
 def shaken(model: Any, size: float = 0.3) -> Any:
-    """The model in float64, its numbers moved far from where signals are small."""
+    """The model in float64, with numbers far from where signals are small."""
     rng = np.random.default_rng(6)
-    return tree.map(lambda x: x + size * rng.normal(size=x.shape), model)
+    return tree.map(lambda x: 1.0 * (x.ndim == 1) + size * rng.normal(size=x.shape), model)
 
 
 def to_torch(x: Array) -> Any:
@@ -272,11 +272,11 @@ OPTIMIZERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("clip", [None, 0.2])
 def test_optimizer_steps(name: str, clip: float | None) -> None:
     ours, make = OPTIMIZERS[name]
     rng = np.random.default_rng(8)
-    model = shaken(nn.Linear(5, 3), 0.5)
+    model = shaken(nn.Linear(5, 3, seed=1), 0.5)
 
     def loss(model: Any, x: Any, y: Any) -> Any:
         return rg.losses.mse(rnp.tanh(model(x)), y)
