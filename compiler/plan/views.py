@@ -149,6 +149,8 @@ def _reshape_strides(
     shape: tuple[Dim, ...], strides: tuple[Dim, ...], new: tuple[Dim, ...]
 ) -> tuple[Dim, ...] | None:
     """Strides under the new shape: axes are matched in runs of equal products."""
+    if any(same(d, 0) for d in shape):
+        return row_major(new)  # no element, no step
     old = [(d, s) for d, s in zip(shape, strides, strict=True) if not same(d, 1)]
     target = [d for d in new if not same(d, 1)]
     found: list[Dim] = []
