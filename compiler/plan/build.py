@@ -54,6 +54,7 @@ def plan_program(graph: Graph, sizes: Mapping[str, int], inplace: bool = True) -
     donated = {i for _, i in graph.aliases}
     replaced = {o for o, _ in graph.aliases}
     names = graph.output_names or ("",) * len(graph.outputs)
+    input_names = graph.input_names or ("",) * len(graph.inputs)
     return Planned(
         schedule=schedule,
         liveness=liveness,
@@ -63,7 +64,7 @@ def plan_program(graph: Graph, sizes: Mapping[str, int], inplace: bool = True) -
         placement=placement,
         inputs=tuple(
             Port(name, v.type, i in donated)
-            for i, (v, name) in enumerate(zip(graph.inputs, graph.input_names, strict=True))
+            for i, (v, name) in enumerate(zip(graph.inputs, input_names, strict=True))
         ),
         outputs=tuple(
             Port(name, v.type, o in replaced)
