@@ -46,6 +46,8 @@ def print_schedule(
     inputs = [printer.name(v) for v in schedule.inputs]
     outputs = [printer.result(v) for v in schedule.outputs]
     arguments = "".join(f", {s}" for s in symbols)
+    # The branch of an `assert` keeps the block that `bind` begins with short: CPython puts a
+    # MAKE_CELL for each variable that `run` reads there, one by one, and moves the rest each time.
     lines = [
         f'"""The schedule of {_safe(schedule.name)}, {len(schedule.steps)} steps."""',
         "",
@@ -53,6 +55,7 @@ def print_schedule(
         "",
         "",
         f"def bind(memory, at, bytes{arguments}):",
+        f"{INDENT}assert len(at) == {len(places)}",
         f"{INDENT}rt = support(memory, bytes)",
         f"{INDENT}xp = rt.xp",
         *(
