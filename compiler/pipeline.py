@@ -22,6 +22,8 @@ from retrograde.compiler.passes.fold import Fold
 from retrograde.compiler.passes.group import Group
 from retrograde.compiler.passes.regions import everywhere
 from retrograde.compiler.passes.rows import RowProducts
+from retrograde.compiler.passes.scan_hoist import HoistScan
+from retrograde.compiler.passes.scan_sink import SinkScan
 from retrograde.compiler.passes.simplify import Simplify
 from retrograde.compiler.plan.build import Planned, plan_program
 from retrograde.compiler.plan.schedule import Order
@@ -36,6 +38,9 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("simplify", Simplify()),
     ("fold", Fold()),
     ("cse", CSE()),
+    ("hoist", HoistScan()),
+    ("sink", SinkScan()),
+    ("cse-again", CSE()),
     ("simplify-again", Simplify()),
     ("rows", RowProducts()),
     ("clean", DCE()),

@@ -7,6 +7,7 @@ it depends on a size; `layout` binds sizes by evaluation alone.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -160,7 +161,8 @@ class Peak:
         names = {s.name for s in self.program.symbols}
         if set(sizes) != names:
             raise ShapeError(f"sizes for {sorted(names)} are needed, got {sorted(sizes)}")
-        return self.form.at(sizes) if self.form.exact else self.program.layout(sizes)[2]
+        exact = {name: operator.index(size) for name, size in sizes.items()}
+        return self.form.at(exact) if self.form.exact else self.program.layout(exact)[2]
 
     def __str__(self) -> str:
         return str(self.form)

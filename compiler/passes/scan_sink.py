@@ -1,0 +1,311 @@
+"""Sinking: what no later step needs is computed after the loop, for all steps at once.
+
+Graph -> Graph.  Two things sink.  A carry that only adds up (`sum + g(t)`) becomes a sum over the
+steps: of a matrix product, one product whose contraction runs over the steps too (weight
+gradients); of a row sum, one sum (bias gradients); of a scatter into zeros, one scatter (embedding
+gradients).  And a step result that takes a matrix product to make is made from the stacked values
+behind the loop (heads, losses, input gradients).  Invariant: same values up to the order of
+summation over time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from retrograde.compiler.ir.builder import Builder, new_value
+from retrograde.compiler.ir.expr import Expr
+from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value, same_type
+from retrograde.compiler.ir.registry import Kind, lookup
+from retrograde.compiler.passes.dce import has_effect
+from retrograde.compiler.passes.vectorize import Vectorized, can_vectorize, vectorize
+
+Total = Callable[[Vectorized], Expr]  # the sum over the steps, once the stacks are there
+
+
+@dataclass(frozen=True)
+class SinkScan:
+    """Sinks out of every scan of a graph."""
+
+    def __call__(self, graph: Graph) -> Graph:
+        if not any(node.op.name == "scan" for node in graph.nodes):
+            return graph
+        builder = Builder(graph.name, Expr)
+        builder.inputs.extend(graph.inputs)
+        builder.input_names.extend(graph.input_names)
+        renamed: dict[Value, Value] = {}
+        makers = graph.producers()
+        with builder:
+            for node in graph.nodes:
+                if any(v in renamed for v in node.inputs):
+                    node = node.with_inputs(renamed.get(v, v) for v in node.inputs)
+                if node.op.name == "scan":
+                    _Sinking(node).emit(builder, renamed, makers)
+                else:
+                    builder.append(node)
+        outputs = [renamed.get(v, v) for v in graph.outputs]
+        return builder.finish(outputs, graph.output_names, graph.aliases)
+
+
+class _Sinking:
+    """One scan: what sinks, and which values the loop has to stack for it."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.body: Graph = node.attrs["body"]
+        self.n = node.attrs["carries"]
+        self.m = self.n + node.attrs["slices"]
+        self.maker = self.body.producers()
+        self.users = self.body.users()
+        self.adds = self._accumulators()
+        self.inside = self._needed_inside()
+        self.stacks: dict[Value, None] = {}  # values the loop computes that are wanted stacked
+        self.tail: set[Node] = set()  # nodes that run behind the loop
+        self.totals: dict[int, Total] = {}  # by carry
+        self.results: list[int] = []  # step results that are made behind the loop
+        self._choose()
+
+    def _accumulators(self) -> dict[int, Value]:
+        """The carries that only add up, with what each adds."""
+        found: dict[int, Value] = {}
+        outputs = list(self.body.outputs)
+        for i in range(self.n):
+            carry, new = self.body.inputs[i], outputs[i]
+            add = self.maker.get(new)
+            if add is None or add.op.name != "add" or self.users.get(carry) != [add]:
+                continue
+            if new in self.users or outputs.count(new) != 1 or carry in outputs:
+                continue
+            others = [v for v in add.inputs if v is not carry]
+            if len(others) == 1 and same_type(others[0].type, carry.type):
+                found[i] = others[0]
+        return found
+
+    def _needed_inside(self) -> set[Node]:
+        """The nodes that the other carries and effects need."""
+        live = {v for i, v in enumerate(self.body.outputs[: self.n]) if i not in self.adds}
+        found: set[Node] = set()
+        for inner in reversed(self.body.nodes):
+            if has_effect(inner) or any(v in live for v in inner.outputs):
+                found.add(inner)
+                live.update(inner.inputs)
+        return found
+
+    def _choose(self) -> None:
+        for i, g in self.adds.items():
+            before = dict(self.stacks), set(self.tail)
+            total = self._total(g)
+            if total is None:
+                self.stacks, self.tail = before
+            else:
+                self.totals[i] = total
+        for j in range(self.n, len(self.body.outputs)):
+            v = self.body.outputs[j]
+            made = self.maker.get(v)
+            if made is None or made in self.inside or not self._takes_product(made):
+                continue
+            before = dict(self.stacks), set(self.tail)
+            if self._stack(v):
+                self.results.append(j)
+            else:  # take back what was noted
+                self.stacks, self.tail = before
+
+    def _takes_product(self, made: Node) -> bool:
+        """Whether a matrix product is among the tail nodes that lead to `made`."""
+        seen: set[Node] = set()
+        work = [made]
+        while work:
+            node = work.pop()
+            if node in seen or node in self.inside:
+                continue
+            seen.add(node)
+            if node.op.kind is Kind.CONTRACT:
+                return True
+            work.extend(m for v in node.inputs if (m := self.maker.get(v)) is not None)
+        return False
+
+    def _stack(self, v: Value) -> bool:
+        """Notes what it takes to have `v` for all steps behind the loop; False if it cannot be."""
+        made = self.maker.get(v)
+        if made is None:
+            if v in self.body.inputs[: self.n]:
+                self.stacks[v] = None
+            return True
+        if made in self.inside:
+            self.stacks[v] = None
+            return True
+        if made in self.tail:
+            return True
+        if not all(map(self._stack, made.inputs)):
+            return False
+        if not can_vectorize(made, [self._over_steps(u) for u in made.inputs]):
+            return False
+        self.tail.add(made)
+        return True
+
+    def _over_steps(self, v: Value) -> bool:
+        """Whether `v` may differ from step to step."""
+        made = self.maker.get(v)
+        if made is None:
+            return v not in self.body.inputs[self.m :]
+        return made in self.inside or any(map(self._over_steps, made.inputs))
+
+    def _total(self, g: Value) -> Total | None:
+        """How to get the sum of `g` over the steps; None where adding step by step is as good."""
+        made = self.maker.get(g)
+        if made is None or made in self.inside or not self._over_steps(g):
+            return None
+        rule = _TOTALS.get(made.op.name)
+        return None if rule is None else rule(self, made)
+
+    def _total_of_moved(self, made: Node) -> Total | None:
+        inner = self._total(made.inputs[0])
+        if inner is None:
+            return None
+        return lambda found: made.op(inner(found), **made.attrs)
+
+    def _total_of_add(self, made: Node) -> Total | None:
+        if not all(same_type(v.type, made.output.type) for v in made.inputs):
+            return None
+        inner = [self._total(v) for v in made.inputs]
+        a, b = inner
+        if a is None or b is None:
+            return None
+        return lambda found: a(found) + b(found)
+
+    def _total_of_sum(self, made: Node) -> Total | None:
+        x = made.inputs[0]
+        if made.output.dtype is not x.dtype or not self._over_steps(x) or not self._stack(x):
+            return None
+        axes = (0, *(a + 1 for a in made.attrs["axes"]))
+
+        def total(found: Vectorized) -> Expr:
+            out: Expr = lookup("sum")(found.over_steps(x), axes=axes, keepdims=False)
+            return _shaped(out, made.output)
+
+        return total
+
+    def _total_of_dot(self, made: Node) -> Total | None:
+        a, b = made.inputs
+        if not (self._over_steps(a) and self._over_steps(b)):
+            return None
+        if not (self._stack(a) and self._stack(b)):
+            return None
+        (lc, rc), (lb, rb) = made.attrs["contract"], made.attrs["batch"]
+        contract = ((0, *(i + 1 for i in lc)), (0, *(i + 1 for i in rc)))
+        batch = (tuple(i + 1 for i in lb), tuple(i + 1 for i in rb))
+
+        def total(found: Vectorized) -> Expr:
+            out: Expr = lookup("dot_general")(
+                found.over_steps(a), found.over_steps(b), contract=contract, batch=batch
+            )
+            return out
+
+        return total
+
+    def _total_of_scatter(self, made: Node) -> Total | None:
+        """Scatters into zeros, added up, are one scatter of all updates."""
+        into, updates, *indices = made.inputs
+        if not is_zero(into, self.maker) or not all(map(self._stack, (updates, *indices))):
+            return None
+
+        def total(found: Vectorized) -> Expr:
+            places = [found.over_steps(v) for v in indices]
+            zero = lookup("broadcast_to")(
+                lookup("constant")(value=0.0, dtype=into.dtype), shape=into.shape
+            )
+            out: Expr = made.op(zero, found.over_steps(updates), *places, **made.attrs)
+            return out
+
+        return total
+
+    # --- emission
+
+    def emit(
+        self, builder: Builder, renamed: dict[Value, Value], makers: Mapping[Value, Node]
+    ) -> None:
+        """The scan with what sinks taken out, then what sank; `makers` are those around it."""
+        node, body = self.node, self.body
+        if not self.totals and not self.results:
+            builder.append(node)
+            return
+        carries = [i for i in range(self.n) if i not in self.totals]
+        kept = [j for j in range(self.n, len(body.outputs)) if j not in self.results]
+        stacks = list(self.stacks)
+        names = body.input_names or ("",) * len(body.inputs)
+        entering = [*carries, *range(self.n, len(body.inputs))]
+        smaller = body.replace(
+            inputs=tuple(body.inputs[i] for i in entering),
+            outputs=(
+                *(body.outputs[i] for i in carries), *(body.outputs[j] for j in kept), *stacks
+            ),
+            input_names=tuple(names[i] for i in entering),
+            output_names=(),
+        )  # fmt: skip
+        smaller = smaller.replace(nodes=_live(smaller))
+        length = node.attrs["length"]
+        extra = [new_value(TensorType(v.dtype, (length, *v.shape))) for v in stacks]
+        builder.append(
+            replace(
+                node,
+                inputs=tuple(node.inputs[i] for i in entering),
+                outputs=(*(node.outputs[i] for i in (*carries, *kept)), *extra),
+                attrs={**node.attrs, "body": smaller, "carries": len(carries)},
+            )
+        )
+        stacked = {v: Expr(x, builder) for v, x in zip(stacks, extra, strict=True)}
+        for i in range(self.n, self.m):
+            stacked[body.inputs[i]] = Expr(node.inputs[i], builder)
+        shared = {
+            body.inputs[i]: Expr(node.inputs[i], builder)
+            for i in range(self.m, len(body.inputs))
+        }
+        tail = [inner for inner in body.nodes if inner in self.tail]
+        found = vectorize(tail, stacked, shared, length, made_by="sink")
+        with builder.located(node.loc, node.scope, node.origin):
+            for i, total in self.totals.items():
+                start = node.inputs[i]
+                summed = total(found)
+                if not is_zero(start, makers):
+                    summed = Expr(start, builder) + summed
+                renamed[node.outputs[i]] = summed.value
+            for j in self.results:
+                renamed[node.outputs[j]] = found.over_steps(body.outputs[j]).value
+
+
+_TOTALS: dict[str, Callable[[_Sinking, Node], Total | None]] = {
+    "reshape": _Sinking._total_of_moved,
+    "transpose": _Sinking._total_of_moved,
+    "neg": _Sinking._total_of_moved,
+    "add": _Sinking._total_of_add,
+    "sum": _Sinking._total_of_sum,
+    "dot_general": _Sinking._total_of_dot,
+    "scatter_add": _Sinking._total_of_scatter,
+}
+
+
+def is_zero(v: Value, makers: Mapping[Value, Node]) -> bool:
+    """Whether `v` is the constant 0, stretched or not."""
+    made = makers.get(v)
+    if made is not None and made.op.name == "broadcast_to":
+        return is_zero(made.inputs[0], makers)
+    return made is not None and made.op.name == "constant" and made.attrs["value"] == 0
+
+
+def _shaped(x: Expr, like: Value) -> Expr:
+    """`x` in the shape of `like`, which may have kept axes of size one."""
+    if same_type(x.type, like.type):
+        return x
+    out: Expr = lookup("reshape")(x, shape=like.shape)
+    return out
+
+
+def _live(graph: Graph) -> tuple[Node, ...]:
+    """The nodes that the outputs and effects need."""
+    live = set(graph.outputs)
+    found: list[Node] = []
+    for node in reversed(graph.nodes):
+        if has_effect(node) or any(v in live for v in node.outputs):
+            found.append(node)
+            live.update(node.inputs)
+    return tuple(reversed(found))
