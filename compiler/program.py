@@ -101,6 +101,11 @@ class Program:
         )
         return namespace["sizes"]
 
+    def state_shapes(self, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
+        """The shapes of the donated inputs."""
+        types = [p.type for p in self.inputs if p.donated]
+        return [tuple(dims.evaluate(d, sizes) for d in t.shape) for t in types]
+
     def buffer_bytes(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The size of each buffer."""
         return self._sizes(**{s.name: sizes[s.name] for s in self.symbols})

@@ -79,7 +79,9 @@ def _import_cupy() -> tuple[Any, Any]:
             "the cupy backend needs CuPy: pip install 'retrograde[gpu]', or use backend='numpy'"
         ) from error
     try:
-        cupy.cuda.runtime.getDeviceCount()
+        count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:  # the CUDA runtime raises its own classes
         raise DeviceError(f"CuPy finds no usable GPU ({error}): use backend='numpy'") from error
+    if not count:
+        raise DeviceError("CuPy finds no usable GPU: use backend='numpy'")
     return cupy, cupyx.scipy.special

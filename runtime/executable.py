@@ -45,6 +45,7 @@ class Executable:
         self._donated = [i for i, p in enumerate(program.inputs) if p.donated]
         self._given = [i for i, p in enumerate(program.inputs) if not p.donated]
         self._held: list[HostArray] | None = None  # state that waits for the first binding
+        self._shapes: list[tuple[int, ...]] | None = None  # of the state
 
     @property
     def arena_bytes(self) -> int:
@@ -73,6 +74,10 @@ class Executable:
         with self._lock:
             if self._held is not None:
                 return [x.copy() for x in self._held]
+            if not self._donated:
+                return []
+            if not self._bound:
+                raise DataError(f"{self.program.name}: the state was never set")
             bound = next(reversed(self._bound.values()))
             return [self.device.read(bound.inputs[i]) for i in self._donated]
 
@@ -81,8 +86,9 @@ class Executable:
         if len(arrays) != len(self._donated):
             raise ShapeError(f"{len(self._donated)} state arrays are needed, got {len(arrays)}")
         with self._lock:
-            if not self._bound:
+            if not self._bound or self._shapes != [x.shape for x in arrays]:
                 self._held = [x.copy() for x in arrays]
+                self._bound.clear()
                 return
             bound = next(reversed(self._bound.values()))
             for i, x in zip(self._donated, arrays, strict=True):
@@ -109,10 +115,16 @@ class Executable:
         if found is not None:
             self._bound.move_to_end(key)
             return found
+        self._check_state(sizes)
         offsets, state, height = self.program.layout(sizes)
-        self._grow(height, state)
         bytes = self.program.buffer_bytes(sizes)
-        run, inputs, outputs = self.device.bind(self._load(), self._arena, offsets, bytes, *key)
+        arena = self._arena_of(height)
+        run, inputs, outputs = self.device.bind(self._load(), arena, offsets, bytes, *key)
+        if arena is not self._arena:  # nothing is given up before the new binding stands
+            if self._arena is not None:
+                self.device.copy_arena(self._arena, arena, state)
+            self._bound.clear()
+            self._arena = arena
         bound = self._bound[key] = _Bound(run, inputs, outputs, height, state)
         while len(self._bound) > KEPT_SIZES:
             self._bound.popitem(last=False)
@@ -147,12 +159,21 @@ class Executable:
             self._loaded = namespace["bind"]
         return self._loaded
 
-    def _grow(self, height: int, state: int) -> None:
-        """Makes the arena at least `height` bytes; what was bound in a smaller one is dropped."""
+    def _arena_of(self, height: int) -> Any:
+        """The arena, or a new one where it has less than `height` bytes."""
         if self._arena is not None and self._arena.bytes >= height:
-            return
-        grown = self.device.allocate(height)
-        if self._arena is not None:
-            self.device.copy_arena(self._arena, grown, state)
-            self._bound.clear()
-        self._arena = grown
+            return self._arena
+        return self.device.allocate(height)
+
+    def _check_state(self, sizes: Mapping[str, int]) -> None:
+        """State keeps its place in the arena, so what its shapes depend on keeps its size."""
+        shapes = self.program.state_shapes(sizes)
+        before = self._shapes if self._held is None else [x.shape for x in self._held]
+        for i, shape, old in zip(self._donated, shapes, before or shapes, strict=True):
+            if shape != old:
+                port = self.program.inputs[i]
+                raise ShapeError(
+                    f"{self.program.name}: the state {port.name or i} is {port.type} with shape "
+                    f"{list(old)}, at these sizes it has shape {list(shape)}: set_state first"
+                )
+        self._shapes = shapes

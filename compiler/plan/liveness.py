@@ -110,8 +110,7 @@ def _lifetimes(schedule: Schedule) -> tuple[dict[Storage, Life], int]:
             touch(view, end)  # what a loop uses from outside stays while it turns
         if isinstance(step, LoopStep):
             for _, place in step.slices:
-                touch(place, position)
-                touch(place, end)
+                touch(place, position)  # written anew at every turn
             for operand, _ in (*step.updates, *step.stacked):
                 touch(operand, end)
     for output in schedule.outputs:
