@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from retrograde.compiler.codegen.spelling import Spelling, comment, number
 from retrograde.compiler.ir import dims
-from retrograde.compiler.ir.dims import Dim, Poly
-from retrograde.compiler.ir.dtypes import DType
-from retrograde.compiler.ir.graph import Attrs, Graph, Node
+from retrograde.compiler.ir.graph import Node
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.plan.liveness import Liveness, walk
 from retrograde.compiler.plan.steps import (
@@ -41,11 +39,13 @@ def print_schedule(
 
     With `poison`, a buffer is overwritten with a pattern as soon as its last reader is done."""
     times = {id(step): (start, end) for start, step, end in walk(schedule.steps)}
-    printer = _Printer(liveness, places, times, _deaths(liveness, places) if poison else {})
+    spell = Spelling(symbols)
+    deaths = _deaths(liveness, places) if poison else {}
+    printer = _Printer(liveness, places, times, deaths, spell)
     body = printer.steps(schedule.steps, 2)
     inputs = [printer.name(v) for v in schedule.inputs]
     outputs = [printer.result(v) for v in schedule.outputs]
-    arguments = "".join(f", {s}" for s in symbols)
+    arguments = "".join(f", {s}" for s in spell.names)
     # The branch of an `assert` keeps the block that `bind` begins with short: CPython puts a
     # MAKE_CELL for each variable that `run` reads there, one by one, and moves the rest each time.
     lines = [
@@ -59,7 +59,7 @@ def print_schedule(
         f"{INDENT}rt = support(memory, bytes)",
         f"{INDENT}xp = rt.xp",
         *(
-            f"{INDENT}rt.require({dims.source(c.lower)}, {dims.source(c.upper)}, {c.message!r})"
+            f"{INDENT}rt.require({spell.size(c.lower)}, {spell.size(c.upper)}, {c.message!r})"
             for c in schedule.checks
         ),
         *(INDENT + line for line in printer.bindings),
@@ -94,6 +94,7 @@ class _Printer:
     places: Mapping[Storage, int]
     times: Mapping[int, tuple[int, int]]  # first and last position of each step, by identity
     dead: Mapping[int, list[int]]  # the buffers to poison after each position
+    spell: Spelling
     bindings: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)  # by the expression that makes it
     heading: str = ""
@@ -109,18 +110,20 @@ class _Printer:
     def name(self, x: Operand) -> str:
         """The variable that holds an operand."""
         if isinstance(x, Literal):
-            return self.bind("c", f"rt.constant({x.dtype.name!r}, {_number(x.value)})")
+            return self.bind("c", f"rt.constant({x.dtype.name!r}, {number(x.value)})")
         at = f"at[{self.places[self.liveness.home(x.storage)]}]"
         if not dims.same(x.offset, 0):
-            at += f" + {x.dtype.bytes} * ({dims.source(x.offset)})"
-        shape = _tuple(x.shape)
-        strides = "" if x.contiguous else f", {_tuple([s * x.dtype.bytes for s in x.strides])}"
+            at += f" + {x.dtype.bytes} * ({self.spell.size(x.offset)})"
+        shape = self.spell.shape(x.shape)
+        strides = ""
+        if not x.contiguous:
+            strides = f", {self.spell.shape([s * x.dtype.bytes for s in x.strides])}"
         return self.bind("v", f"rt.view({at}, {x.dtype.name!r}, {shape}{strides})")
 
     def result(self, x: Operand) -> str:
         """The variable that holds an output of the whole graph."""
         if isinstance(x, Literal):
-            value = f"rt.full({x.dtype.name!r}, {_tuple(x.shape)}, {_number(x.value)})"
+            value = f"rt.full({x.dtype.name!r}, {self.spell.shape(x.shape)}, {number(x.value)})"
             return self.bind("c", value)
         return self.name(x)
 
@@ -128,10 +131,10 @@ class _Printer:
         lines: list[str] = []
         indent = INDENT * depth
         for step in steps:
-            comment = _comment(step.node)
-            if comment and comment != self.heading:
-                lines.append(f"{indent}# {comment}")
-                self.heading = comment
+            place = _place(step.node)
+            if place and place != self.heading:
+                lines.append(f"{indent}# {place}")
+                self.heading = place
             if isinstance(step, LoopStep):
                 lines.extend(self._loop(step, depth))
             else:
@@ -163,9 +166,9 @@ class _Printer:
         lowering = _LOWERINGS.get(op.name)
         if lowering is not None:
             arguments = [*operands, *results]
-            return [f"rt.{lowering}({', '.join([*arguments, *_keywords(attrs)])})"]
+            return [f"rt.{lowering}({', '.join([*arguments, *self.spell.keywords(attrs)])})"]
         # Evaluated by the op's reference; the results are copied into the arena.
-        evaluate = self.bind("f", f"rt.evaluator({op.name!r}, {_attrs(attrs)})")
+        evaluate = self.bind("f", f"rt.evaluator({op.name!r}, {self.spell.mapping(attrs)})")
         return [f"rt.store([{', '.join(results)}], {evaluate}({', '.join(operands)}))"]
 
     def _fused(self, step: FusedStep) -> list[str]:
@@ -179,9 +182,10 @@ class _Printer:
         made = ", ".join(map(self.name, read.values()))
         written = ", ".join(map(self.name, step.results))
         spare = ", ".join(map(self.name, step.scratch))
+        space = self.spell.shape(step.shape)
         tiles = self.bind(
             "tiles",
-            f"rt.tiles({_tuple(step.shape)}, [{made}], [{written}], [{spare}], {step.rows!r}, "
+            f"rt.tiles({space}, [{made}], [{written}], [{spare}], {step.rows!r}, "
             f"{step.whole_rows})",
         )
         lines = [f"for {', '.join(names)}{',' if len(names) == 1 else ''} in {tiles}:"]
@@ -207,7 +211,7 @@ class _Printer:
             f"{indent}xp.copyto({self.name(place)}, {self.name(init)})"
             for init, place in step.carries
         ]
-        count = dims.source(step.length)
+        count = self.spell.size(step.length)
         turns = f"range({count} - 1, -1, -1)" if step.reverse else f"range({count})"
         turn = f"i{depth}"
         lines.append(f"{indent}for {turn} in {turns}:")
@@ -238,41 +242,8 @@ _LOWERINGS = {
 _ROWS = {"sum": "sum", "max": "max", "min": "min", "prod": "prod", "row_dot": "dot"}
 
 
-def _comment(node: Node | None) -> str:
+def _place(node: Node | None) -> str:
     if node is None:
         return ""
     role = "" if node.origin.role == "primal" else f" ({node.origin.role})"
-    return node.place + role if node.place else ""
-
-
-def _number(value: bool | int | float) -> str:
-    text = repr(value)
-    return f"float({text!r})" if text in ("inf", "-inf", "nan") else text
-
-
-def _tuple(items: Sequence[Dim]) -> str:
-    inner = ", ".join(map(dims.source, items))
-    return f"({inner},)" if len(items) == 1 else f"({inner})"
-
-
-def _keywords(attrs: Attrs) -> list[str]:
-    return [f"{k}={_source(v)}" for k, v in sorted(attrs.items())]
-
-
-def _attrs(attrs: Attrs) -> str:
-    return "{" + ", ".join(f"{k!r}: {_source(v)}" for k, v in sorted(attrs.items())) + "}"
-
-
-def _source(x: Any) -> str:
-    """An attribute as a Python expression over the symbols."""
-    if isinstance(x, Poly):
-        return dims.source(x)
-    if isinstance(x, DType):
-        return f"rt.dtype({x.name!r})"
-    if isinstance(x, tuple):
-        return "(" + "".join(f"{_source(item)}, " for item in x) + ")"
-    if isinstance(x, Graph):
-        raise TypeError("regions are lowered before they are printed")
-    if isinstance(x, float):
-        return _number(x)
-    return repr(x)
+    return comment(node.place + role) if node.place else ""
