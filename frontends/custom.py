@@ -231,12 +231,13 @@ def _regions(
     given: _Arguments, body: Traced, ahead: Traced, back: Traced, results: int, residuals: int
 ) -> tuple[dict[str, Graph], list[Expr]]:
     """The three graphs over one list of operands: arguments, then everything captured."""
-    captured = dict.fromkeys([*body.captured, *ahead.captured, *back.captured])
+    found = [*body.captured, *ahead.captured, *back.captured]
+    captured = list({x.value: x for x in found}.values())
     n = len(given.exprs)
 
     def widened(traced: Traced, inputs: Sequence[Value]) -> tuple[Value, ...]:
-        own = dict(zip(traced.captured, inputs, strict=True))
-        return tuple(own.get(x) or new_value(x.type) for x in captured)
+        own = {x.value: v for x, v in zip(traced.captured, inputs, strict=True)}
+        return tuple(own.get(x.value) or new_value(x.type) for x in captured)
 
     body_graph = body.graph.replace(
         inputs=(*body.graph.inputs[:n], *widened(body, body.graph.inputs[n:])), input_names=()

@@ -5,7 +5,6 @@ Invariant: nothing here runs the program, and every number is the one that runs 
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.program import MemoryPlan, Peak, Program
 from retrograde.execution import Runnable
+from retrograde.traces import size_of
 
 _UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
           "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip
@@ -130,26 +130,27 @@ class Explained:
         for name, symbol in known.items():
             if name not in given:
                 raise ShapeError(f"{where()}the size {name} is missing: give plan({name}=…)")
+            given[name] = size_of(name, given[name])
             if given[name] < symbol.min or (symbol.max is not None and given[name] > symbol.max):
                 raise ShapeError(
                     f"{where()}{name} = {given[name]} is out of the bounds of {symbol}"
                 )
-        return {name: operator.index(given[name]) for name in known}
+        return {name: given[name] for name in known}
 
 
 def in_bytes(budget: int | str) -> int:
     """A number of bytes, also as "64MiB" or "1.5GB"."""
-    if isinstance(budget, str):
-        text = budget.replace(" ", "").upper()
-        digits = text.rstrip("KMGTIB")
-        unit = text[len(digits) :] or "B"
-        try:
-            return int(float(digits) * _UNITS[unit])
-        except (KeyError, ValueError):
-            raise UnsupportedError(
-                f"{where()}{budget!r} is no number of bytes: write 67108864 or '64MiB'"
-            ) from None
-    return budget
+    if not isinstance(budget, str):
+        return size_of("budget", budget)
+    text = budget.replace(" ", "").upper()
+    digits = text.rstrip("KMGTIB")
+    unit = text[len(digits) :] or "B"
+    try:
+        return int(float(digits) * _UNITS[unit])
+    except (KeyError, ValueError, OverflowError):
+        raise UnsupportedError(
+            f"{where()}{budget!r} is no number of bytes: write 67108864 or '64MiB'"
+        ) from None
 
 
 def _listed(names: Mapping[str, Any]) -> str:

@@ -34,6 +34,7 @@ from retrograde.execution import Runnable, runnable
 from retrograde.tracing import (
     Traced,
     argument_names,
+    checked_function,
     is_traced,
     lifted,
     name_of,
@@ -75,6 +76,7 @@ def shared_jit(
 
     `call` is traced; `fn` and `others` are the user's functions, whose surroundings are looked
     at."""
+    checked_function(fn)
     if not isinstance(fn, types.FunctionType):
         return _kept_by_object(fn, key, call, others)
     owner, made = fn.__dict__.get(_KEPT_AS, (None, None))

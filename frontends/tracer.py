@@ -48,7 +48,11 @@ class Tracer(Expr):
     """An array without numbers: dtype and shape are known, the rest is the graph being built."""
 
     __slots__ = ("__weakref__",)
-    __hash__ = Expr.__hash__
+    def __hash__(self) -> int:
+        raise self._concrete(
+            "a set, a dictionary key or hash()",
+            "use rnp.any(x == item) for `in`, rnp.take(table, x) to look up, x.shape for a cache",
+        )
 
     # --- shape
 

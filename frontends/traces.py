@@ -23,7 +23,14 @@ from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.graph import Graph, TensorType
 from retrograde.compiler.ir.location import where
 from retrograde.specs import is_spec, type_of, unified
-from retrograde.tracing import Traced, argument_names, leaf_names, name_of, trace_root
+from retrograde.tracing import (
+    Traced,
+    argument_names,
+    checked_function,
+    leaf_names,
+    name_of,
+    trace_root,
+)
 
 Array = npt.NDArray[Any]
 
@@ -51,6 +58,7 @@ class Declared:
     @classmethod
     def of(cls, fn: Callable[..., Any], specs: Sequence[Any]) -> Declared:
         """With the sizes of one name made one."""
+        checked_function(fn)
         leaves, structure = tree.flatten(tuple(specs))
         names = leaf_names(specs, argument_names(fn, len(specs)))
         places = tuple(i for i, x in enumerate(leaves) if is_spec(x))
@@ -109,7 +117,7 @@ def as_array(x: Any, type: TensorType, name: str) -> Array:
         if isinstance(x, float) or made == x:
             return made
     array = np.asarray(x)
-    if array.dtype != type.dtype.numpy:
+    if array.dtype.newbyteorder("=") != type.dtype.numpy:  # bytes the other way round are read
         advice = f"convert it with .astype({type.dtype.numpy.name!r})"
         try:
             got = f"{dtypes.dtype(array.dtype)}{list(array.shape)}"
@@ -119,9 +127,19 @@ def as_array(x: Any, type: TensorType, name: str) -> Array:
     return array
 
 
+def size_of(name: str, value: Any) -> int:
+    """`value` as a size; ShapeError, with its name, for what is no whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ShapeError(f"{where()}{name} = {value!r} is no size: give a whole number") from None
+
+
 def checked_at(at: Mapping[str, int] | None, symbols: Mapping[str, Any]) -> dict[str, int]:
     """The sizes that a plan is made for; ShapeError for a name that is no size of the graph."""
-    given = {name: operator.index(value) for name, value in (at or {}).items()}
+    if at is not None and not isinstance(at, Mapping):
+        raise ShapeError(f"{where()}at={at!r}: name the sizes, at={{'B': 32}}")
+    given = {name: size_of(name, value) for name, value in (at or {}).items()}
     for name, value in given.items():
         if name not in symbols:
             known = ", ".join(symbols) or "none"

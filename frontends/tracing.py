@@ -106,6 +106,12 @@ def name_of(fn: Any) -> str:
     return "function" if name == "<lambda>" else str(name)
 
 
+def checked_function(fn: Any) -> None:
+    """TraceError for what cannot be called."""
+    if not callable(fn):
+        raise TraceError(f"{where()}a {type(fn).__name__} is no function that could be traced")
+
+
 def argument_names(fn: Any, count: int) -> list[str]:
     """What `fn` calls its first `count` positional arguments."""
     names: list[str] = []

@@ -25,7 +25,7 @@ from retrograde.compiler.ir.registry import lookup
 from retrograde.gradients import differentiated
 from retrograde.nn.context import dropout_keys
 from retrograde.numpy import minimum, sqrt
-from retrograde.tracing import expression, name_of, strong, trace_root
+from retrograde.tracing import checked_function, expression, name_of, strong, trace_root
 
 UPDATE = Origin("update", "optimizer")
 KEY_TYPE = TensorType(dtypes.u32, (2,))
@@ -76,6 +76,7 @@ class TracedStep:
 
 def trace_step(parts: StepParts) -> TracedStep:
     """Traces the loss, its gradients, the clipping and the update."""
+    checked_function(parts.loss)
     before = snapshot(parts.loss)
     traced = trace_root(
         f"train_{name_of(parts.loss)}",

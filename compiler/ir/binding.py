@@ -13,6 +13,7 @@ from retrograde.compiler.errors import ShapeError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, Func, Poly, Symbol
 from retrograde.compiler.ir.graph import TensorType
+from retrograde.compiler.ir.location import where
 
 
 def bind_sizes(
@@ -27,7 +28,7 @@ def bind_sizes(
     that symbol; every dimension is then checked.  `known` are sizes settled beforehand.
     Raises ShapeError."""
     if len(types) != len(shapes):
-        raise ShapeError(f"expected {len(types)} arrays, got {len(shapes)}")
+        raise ShapeError(f"{where()}expected {len(types)} arrays, got {len(shapes)}")
     labels = [_label(names, i) for i in range(len(types))]
     axes = list(_axes(types, labels, shapes))
     binding = _Binding(dict(known or {}))
@@ -68,7 +69,9 @@ class _Axis:
 
     def misfit(self, reason: str) -> ShapeError:
         got = ", ".join(map(str, self.shape))
-        return ShapeError(f"{self.label}: expected {self.type}, got shape [{got}]: {reason}")
+        return ShapeError(
+            f"{where()}{self.label}: expected {self.type}, got shape [{got}]: {reason}"
+        )
 
 
 class _Binding:
@@ -139,7 +142,7 @@ def _axes(
         if len(type.shape) != len(shape):
             got = ", ".join(map(str, shape))
             raise ShapeError(
-                f"{label}: expected {type} ({len(type.shape)} axes), got shape [{got}] "
+                f"{where()}{label}: expected {type} ({len(type.shape)} axes), got shape [{got}] "
                 f"({len(shape)} axes)"
             )
         for index in range(len(shape)):
@@ -178,6 +181,6 @@ def _unsolved(axes: Sequence[_Axis], binding: _Binding) -> str:
     listed = "; ".join(f"{axis.place} is {axis.extent} = {axis.dim}" for axis in axes)
     names = dict.fromkeys(s.name for axis in axes for s in binding.unknown(axis.dim))
     return (
-        f"the sizes {', '.join(names)} cannot be told from the shapes ({listed}): give an input "
-        "that has the size as an axis of its own"
+        f"{where()}the sizes {', '.join(names)} cannot be told from the shapes ({listed}): "
+        "give an input that has the size as an axis of its own"
     )

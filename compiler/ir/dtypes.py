@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from retrograde.compiler.errors import DTypeError
+from retrograde.compiler.ir.location import where
 
 _KIND_RANK = {"bool": 0, "uint": 1, "int": 1, "float": 2}
 
@@ -125,7 +126,8 @@ def dtype(spec: Any) -> DType:
         return _from_numpy(np.dtype(spec))
     except (TypeError, KeyError):
         raise DTypeError(
-            f"unknown or unsupported dtype {spec!r}: use one of {', '.join(t.name for t in ALL)}"
+            f"{where()}unknown or unsupported dtype {spec!r}: use one of "
+            f"{', '.join(t.name for t in ALL)}"
         ) from None
 
 

@@ -339,6 +339,8 @@ def binary(name: str, a: Any, b: Any) -> Any:
     """An elementwise op of two operands; NotImplemented for operands of a foreign type."""
     if not (is_operand(a) and is_operand(b)):
         foreign = b if isinstance(a, Expr) else a
+        if isinstance(foreign, complex):
+            raise DTypeError(f"{where()}{name} of {foreign}: complex numbers are not supported")
         if foreign is None or isinstance(foreign, (str, list, tuple, dict, set)):
             as_expr(foreign)  # raises, naming the type
         return NotImplemented

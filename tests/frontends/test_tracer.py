@@ -180,7 +180,6 @@ def test_what_a_traced_value_shows(trace: Any) -> None:
     def f(x: Any) -> Any:
         assert isinstance(x, Tracer)
         assert repr(x) == str(x) == f"{x}" == "Tracer(f32[3,T])"
-        assert {x: 1}[x] == 1 and x in {x}
         assert isinstance(x + 1, Tracer) and isinstance(x.shape[1] * 1.0, Tracer)
         assert round(x[0, 0], 2).shape == ()
         return x

@@ -1,0 +1,64 @@
+"""What does not fit is refused by an error of ours that names the user's line, before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import retrograde as rg
+import retrograde.numpy as rnp
+from retrograde.errors import DTypeError, ShapeError, TraceError, UnsupportedError
+
+F64, T2 = np.ones((2, 3)), rg.spec("f64", rg.dim("T", min=2, max=9), 3)
+compiled = rg.compile(lambda x: x * 2, T2)
+pair = rg.compile(lambda x, y: x * y[:, None], rg.spec("f64", "T", 3), rg.spec("f64", "T"))
+double = rg.compile(lambda x: x, rg.spec("f64", "2*T"))
+
+
+def pulled() -> Any:
+    return rg.vjp(lambda x: x @ x.T, F64)[1]
+
+
+CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "rank": (lambda: compiled(np.ones(3)), ShapeError, "2 axes"),
+    "width": (lambda: compiled(np.ones((2, 4))), ShapeError, "axis 1 is 4, expected 3"),
+    "below": (lambda: compiled(np.ones((1, 3))), ShapeError, "T = 1, which must be 2..9"),
+    "above": (lambda: compiled(np.ones((10, 3))), ShapeError, "T = 10"),
+    "two sizes": (lambda: pair(F64, np.ones(3)), ShapeError, "expected T = 2"),
+    "odd": (lambda: double(np.ones(3)), ShapeError, r"no whole T makes 2\*T"),
+    "dtype": (lambda: compiled(np.ones((2, 3), np.float32)), DTypeError, "astype"),
+    "strings": (lambda: compiled("abc"), DTypeError, "give an array"),
+    "complex array": (lambda: rg.jit(lambda x: x)(np.ones(3, complex)), DTypeError, "complex128"),
+    "complex number": (lambda: rg.jit(lambda x: x * 1j)(F64), DTypeError, "complex"),
+    "unknown dtype": (lambda: rg.spec("f65", "B"), DTypeError, "f65"),
+    "cotangent": (lambda: pulled()(np.ones(3)), ShapeError, "cotangent 0"),
+    "plan of text": (lambda: compiled.plan(T="x"), ShapeError, "T = 'x' is no size"),
+    "plan of half": (lambda: compiled.plan(T=2.5), ShapeError, "T = 2.5 is no size"),
+    "at of text": (lambda: rg.compile(rnp.tanh, T2, at={"T": "x"}), ShapeError, "no size"),
+    "at of a number": (lambda: rg.compile(rnp.tanh, T2, at=5), ShapeError, "name the sizes"),
+    "no budget": (lambda: compiled.largest("T", None), ShapeError, "budget = None"),
+    "endless budget": (lambda: compiled.largest("T", "INF"), UnsupportedError, "'INF'"),
+    "no function": (lambda: rg.compile(None, T2), TraceError, "NoneType"),
+    "no function to trace": (lambda: rg.trace(5, T2), TraceError, "int is no function"),
+    "no function to call": (lambda: rg.grad("f")(F64), TraceError, "str is no function"),
+    "a key": (lambda: rg.jit(lambda x: {1: 2}.get(x, x))(F64), TraceError, "dictionary key"),
+    "a member": (lambda: rg.jit(lambda x: x if x in {1, 2} else 0)(F64), TraceError, "set"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_misfit_names_the_line(case: str) -> None:
+    call, error, message = CASES[case]
+    with pytest.raises(error, match=message) as caught:
+        call()
+    assert f"{__file__}:" in str(caught.value)
+
+
+def test_bytes_in_the_other_order_are_read() -> None:
+    x = np.arange(6.0).reshape(2, 3)
+    foreign = x.astype(x.dtype.newbyteorder())
+    np.testing.assert_array_equal(compiled(foreign), x * 2)
+    np.testing.assert_array_equal(rg.jit(lambda x: x + foreign)(foreign), x * 2)
