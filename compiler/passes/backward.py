@@ -41,7 +41,7 @@ class Backward:
         notice_unguarded_selects(graph, active)
         builder = Builder(graph.name, Expr)
         builder.inputs.extend(graph.inputs)
-        builder.input_names.extend(graph.input_names)
+        builder.input_names.extend(graph.input_names or ("",) * len(graph.inputs))
         seeds = [builder.input(graph.outputs[i].type, f"cotangent {i}") for i in self.of]
         with builder:
             trail = _Trail(builder, active)
@@ -49,7 +49,7 @@ class Backward:
             cotangents = [trail.result(graph.inputs[i]).value for i in self.wrt]
         outputs = tuple(trail.primal(v) for v in graph.outputs)
         names = graph.output_names or tuple(f"out{i}" for i in range(len(outputs)))
-        gradient_names = [f"d {graph.input_names[i] or i}" for i in self.wrt]
+        gradient_names = [f"d {builder.input_names[i] or i}" for i in self.wrt]
         return builder.finish([*outputs, *cotangents], [*names, *gradient_names])
 
 
