@@ -7,17 +7,36 @@ the same offsets for every size, and a run that fails before its updates leaves 
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from retrograde.compiler.errors import DataError, ShapeError
 from retrograde.compiler.program import MemoryPlan, Peak, Program
+from retrograde.runtime.host_memory import give_back
 from retrograde.runtime.protocol import Bound, Device, HostArray
 
 KEPT_SIZES = 32  # bound sizes that are kept; more are bound again when they come back
+
+
+def _apart(arrays: Sequence[HostArray]) -> list[HostArray]:
+    """Copies in a mapping of their own: its pages go back to the system with the last of them."""
+    places, total = [], 0
+    for x in arrays:
+        places.append(total)
+        total += -(-x.nbytes // 64) * 64
+    memory = mmap.mmap(-1, max(total, 1))
+    copies = []
+    for x, place in zip(arrays, places, strict=True):
+        copy: HostArray = np.ndarray(x.shape, x.dtype, memory, place if x.nbytes else 0)
+        np.copyto(copy, x)
+        copies.append(copy)
+    return copies
 
 
 @dataclass
@@ -87,7 +106,7 @@ class Executable:
             raise ShapeError(f"{len(self._donated)} state arrays are needed, got {len(arrays)}")
         with self._lock:
             if not self._bound or self._shapes != [x.shape for x in arrays]:
-                self._held = [x.copy() for x in arrays]
+                self._held = _apart(arrays)
                 self._bound.clear()
                 return
             bound = next(reversed(self._bound.values()))
@@ -157,6 +176,7 @@ class Executable:
             namespace: dict[str, Any] = {}
             exec(compile(self.program.source, self._file, "exec"), namespace)
             self._loaded = namespace["bind"]
+            give_back()
         return self._loaded
 
     def _arena_of(self, height: int) -> Any:
