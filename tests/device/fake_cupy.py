@@ -262,7 +262,8 @@ _LOOPS = {
     _ANY: "add subtract multiply maximum minimum equal not_equal less less_equal "
     "greater greater_equal logical_and logical_or logical_xor logical_not absolute negative",
     _NUMBERS: "floor_divide remainder power reciprocal sign divide",
-    _INTEGERS: "bitwise_and bitwise_or bitwise_xor invert left_shift right_shift",
+    _INTEGERS: "bitwise_and bitwise_or bitwise_xor invert",
+    _INTEGERS[1:]: "left_shift right_shift",
     _FLOATS: "arccos arccosh arcsin arcsinh arctan arctanh ceil cos cosh exp exp2 expm1 floor log "
     "log1p log2 rint sin sinh sqrt tan tanh trunc arctan2 copysign hypot logaddexp "
     "isfinite isinf isnan",
@@ -425,8 +426,8 @@ def moveaxis(a: Any, source: Any, destination: Any) -> ndarray:
     return _wrap(np.moveaxis(_array(a), source, destination))
 
 
-def broadcast_to(a: Any, shape: Any) -> ndarray:
-    return _wrap(np.broadcast_to(_array(a), shape))
+def broadcast_to(array: Any, shape: Any) -> ndarray:
+    return _wrap(np.broadcast_to(_array(array), shape))
 
 
 def flip(a: Any, axis: Any = None) -> ndarray:
