@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from retrograde.models.gpt import GPT
+from retrograde.models.rnnlm import RNNLM
 
-__all__ = ["GPT"]
+__all__ = ["GPT", "RNNLM"]

@@ -7,8 +7,8 @@ so a mask that is computed again, in another process or on a part of the rows, i
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,3 +49,31 @@ def dropout_key(scope: str | None = None) -> Any:
     source.asked[path] = times + 1
     name = f"{path}#{times}" if times else path
     return random.fold_in(source.key, zlib.crc32(name.encode()))
+
+
+def at_work() -> bool:
+    """Whether there are keys: whether dropout is on."""
+    return _source.get() is not None
+
+
+def repeated() -> Callable[[], AbstractContextManager[None]]:
+    """For the body of a loop: each time that it is entered, modules draw on the same keys.
+
+    So a body that is traced once and one that runs step by step drop the same numbers."""
+    outer = _source.get()
+    before = {} if outer is None else dict(outer.asked)
+
+    @contextmanager
+    def body() -> Iterator[None]:
+        if outer is None:
+            yield
+            return
+        inner = _Source(outer.key, dict(before))
+        token = _source.set(inner)
+        try:
+            yield
+        finally:
+            _source.reset(token)
+            outer.asked.update(inner.asked)
+
+    return body

@@ -1,0 +1,191 @@
+"""Cells over time: x [B, T, inputs] -> y [B, T, width] and the last carry.
+
+The batch is always axis 0 and time axis 1, as with PyTorch's `batch_first=True`; what is
+[T, B, inputs] goes in as `rnp.swapaxes(x, 0, 1)`, a view.  `lengths` [B] says how many steps each
+row has.  Invariant: what stands in `x` beyond them, NaN and infinities included, changes no bit of
+any result or gradient; y is zero there, and the last carry is that of each row's own last step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+import retrograde.numpy as rnp
+from retrograde import tree
+from retrograde.compiler.errors import DTypeError, ShapeError, TraceError
+from retrograde.compiler.ir import dims, dtypes
+from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.graph import same_shape
+from retrograde.compiler.ir.location import skip_frames_under, where
+from retrograde.jitted import shared_jit
+from retrograde.loops import scan
+from retrograde.nn import checks, context
+from retrograde.nn.module import Module
+from retrograde.numpy.primitives import Array
+from retrograde.tracing import is_traced
+
+skip_frames_under(os.path.abspath(__file__))
+
+
+class Recurrent(Module):
+    """Any cell over time: a function or module `cell(carry, x) -> (carry, y)` of one step.
+
+    x, y and the carry are arrays or trees of them, each with the batch as its first axis; in the
+    cell x has no time axis.  Without a `carry`, the loop begins with `cell.initial(batch)`, in a
+    dtype that holds both it and x.  `reverse` runs from each row's last step to its first.  With
+    `lengths`, the cell sees zeros in place of the steps beyond a row's end, and what it makes of
+    them is not used."""
+
+    cell: Any
+
+    def __init__(self, cell: Callable[[Any, Any], tuple[Any, Any]]) -> None:
+        if not callable(cell):
+            raise TraceError(
+                f"{where()}Recurrent takes a cell, cell(carry, x) -> (carry, y); got a "
+                f"{type(cell).__name__}"
+            )
+        self.cell = cell
+
+    def initial(self, batch: Dim) -> Any:
+        """The first carry for `batch` rows."""
+        make = getattr(self.cell, "initial", None)
+        if make is None:
+            raise TraceError(
+                f"{where()}this cell has no initial(batch), the carry before the first step: give "
+                "it one, or pass carry="
+            )
+        return make(batch)
+
+    def __call__(
+        self, x: Any, carry: Any = None, lengths: Any = None, reverse: bool = False
+    ) -> tuple[Any, Any]:
+        if not is_traced() and not context.at_work():
+            return self._at_once(x, carry, lengths, bool(reverse))
+        leaves = tree.leaves(x)
+        batch, time = _sizes(leaves)
+        carry = self._first(batch, leaves) if carry is None else carry
+        steps = tree.map(_swapped, x)
+        same_keys = context.repeated()
+
+        def step(carry: Any, x: Any) -> Any:
+            with same_keys():
+                return self.cell(carry, x)
+
+        if lengths is None:
+            carry, y = scan(step, carry, steps, reverse=reverse)
+            return tree.map(_swapped, y), carry
+        _check_carry(carry, batch)
+        within = steps_within(lengths, batch, time)
+
+        def guarded(carry: Any, given: Any) -> Any:
+            x, alive = given
+            # 0 * NaN is NaN, in the products of the gradient too: x itself is cleared.
+            x = tree.map(lambda x: _cleared(alive, x), x)
+            return _where_alive(alive, step(carry, x), carry)
+
+        carry, y = scan(guarded, carry, (steps, within), reverse=reverse)
+        return tree.map(_swapped, y), carry
+
+    def _at_once(self, x: Any, carry: Any, lengths: Any, reverse: bool) -> tuple[Any, Any]:
+        """The same on plain arrays: compiled, and kept with the code of the cell."""
+        lengths = np.asarray(lengths) if isinstance(lengths, (list, tuple)) else lengths
+        code = type(self.cell).__call__ if isinstance(self.cell, Module) else self.cell
+        run = shared_jit(code, ("recurrent",), _run)
+        out: tuple[Any, Any] = run(self, x, carry, lengths, reverse)
+        return out
+
+    def _first(self, batch: Dim, leaves: Sequence[Any]) -> Any:
+        floats = [x.dtype for x in leaves if dtypes.dtype(x.dtype).is_float]
+
+        def promoted(c: Any) -> Any:
+            if not hasattr(c, "dtype") or not dtypes.dtype(c.dtype).is_float:
+                return c
+            return rnp.astype(c, rnp.result_type(c.dtype, *floats))
+
+        return tree.map(promoted, self.initial(batch))
+
+
+def _run(layer: Recurrent, x: Any, carry: Any, lengths: Any, reverse: bool) -> tuple[Any, Any]:
+    return layer(x, carry, lengths, reverse)
+
+
+def _sizes(leaves: Sequence[Any]) -> tuple[Dim, Dim]:
+    """The batch and the time of what runs through a cell."""
+    for x in leaves:
+        if not hasattr(x, "shape") or len(x.shape) < 2:
+            got = checks.shown(x) if hasattr(x, "shape") else type(x).__name__
+            raise ShapeError(f"{where()}a recurrent layer takes [batch, time, ...], got {got}")
+    if not leaves:
+        raise ShapeError(f"{where()}a recurrent layer takes arrays [batch, time, ...], got none")
+    first = leaves[0].shape
+    for x in leaves:
+        if not all(map(dims.same, x.shape[:2], first[:2])):
+            raise ShapeError(
+                f"{where()}what runs through a recurrent layer has one batch and one time: "
+                f"{checks.shown(leaves[0])} and {checks.shown(x)}"
+            )
+    return first[0], first[1]
+
+
+def _swapped(x: Array) -> Array:
+    """Batch and time change places: a view."""
+    if len(x.shape) < 2:
+        raise ShapeError(
+            f"{where()}the cell's y has no batch axis: over all steps it is {checks.shown(x)}"
+        )
+    return rnp.swapaxes(x, 0, 1)
+
+
+def steps_within(lengths: Any, batch: Dim, time: Dim) -> Array:
+    """[time, batch]: whether a step lies within the length of its row.
+
+    A length below 0 counts as 0, one beyond `time` as `time`."""
+    given = np.asarray(lengths) if isinstance(lengths, (list, tuple)) else lengths
+    if len(given.shape) != 1 or not dims.same(given.shape[0], batch):
+        raise ShapeError(
+            f"{where()}the lengths are {checks.shown(given)}: one for each of {batch} rows"
+        )
+    if not dtypes.dtype(given.dtype).is_integer:
+        raise DTypeError(f"{where()}the lengths are {checks.shown(given)}: they are integers")
+    return rnp.less(rnp.reshape(rnp.arange(time), (time, 1)), given)
+
+
+def _check_carry(carry: Any, batch: Dim) -> None:
+    for c, path in zip(tree.leaves(carry), tree.paths(carry), strict=True):
+        shape = getattr(c, "shape", ())
+        if not shape or not dims.same(shape[0], batch):
+            name = f"carry.{path}" if path else "carry"
+            raise ShapeError(
+                f"{where()}with lengths the carry of a row stays where the row ends, so all of it "
+                f"has the batch, {batch}, as its first axis: {name} has the shape "
+                f"[{', '.join(map(str, shape))}]"
+            )
+
+
+def _where_alive(alive: Array, result: Any, carry: Any) -> Any:
+    """What a cell returned, with the old carry and zeros in the rows that have ended."""
+    if not (isinstance(result, tuple) and len(result) == 2):
+        return result  # scan says what it should be
+    after, y = result
+    if tree.structure(after) == tree.structure(carry):
+        after = tree.map(lambda new, old: _unless_ended(alive, new, old), after, carry)
+    return after, tree.map(lambda y: _cleared(alive, y), y)
+
+
+def _unless_ended(alive: Array, new: Any, old: Array) -> Any:
+    if not same_shape(getattr(new, "shape", old.shape), old.shape):
+        return new  # scan names the leaf; a selection would stretch it
+    kept = rnp.where(_rows(alive, old), new, old)
+    return kept if rnp.result_type(new, old.dtype) == old.dtype else new
+
+
+def _cleared(alive: Array, x: Array) -> Array:
+    return rnp.where(_rows(alive, x), x, rnp.zeros_like(x))
+
+
+def _rows(alive: Array, x: Array) -> Array:
+    return rnp.reshape(alive, (alive.shape[0], *(1,) * (len(x.shape) - 1)))
