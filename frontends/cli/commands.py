@@ -54,9 +54,9 @@ def _version() -> str:
 def cli() -> None:
     """Compile and train sequence models, with the memory known before the first step.
 
-    A RECIPE is `char-gpt`, or a Python file with a model, a loss and batches. Settings come from
-    the command line, else from variables RETROGRADE_<NAME>, else from retrograde.toml, else from
-    the recipe.
+    A RECIPE is `char-gpt`, `char-lstm`, or a Python file with a model, a loss and batches.
+    Settings come from the command line, else from variables RETROGRADE_<NAME>, else from
+    retrograde.toml, else from the recipe.
     """
 
 

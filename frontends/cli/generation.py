@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from retrograde.cli import char_gpt, sampling
+from retrograde.cli import sampling
+from retrograde.cli.char_text import CharText
+from retrograde.cli.recipes import RECIPES
 from retrograde.cli.training import RUNS, latest_run
 from retrograde.compiler.errors import CheckpointError, DataError
 from retrograde.runtime.training import checkpoint as checkpoints
@@ -31,10 +33,16 @@ def run(
         raise CheckpointError(f"there is no run in {RUNS}/ yet: train one, or name a checkpoint")
     tensors, meta = checkpoints.load(path)
     run_meta = meta.get("run")
-    try:
-        model, vocabulary = char_gpt.from_checkpoint(
-            tensors, run_meta if isinstance(run_meta, dict) else {}
+    of = run_meta if isinstance(run_meta, dict) else {}
+    recipe = RECIPES.get(str(of.get("recipe")))
+    if not isinstance(recipe, CharText):
+        able = [name for name, r in RECIPES.items() if isinstance(r, CharText)]
+        raise CheckpointError(
+            f"{path}: this checkpoint is of {of.get('recipe', 'no recipe')!r}, and text can be "
+            f"generated from one of {' or '.join(able)}"
         )
+    try:
+        model, vocabulary = recipe.from_checkpoint(tensors, of)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     unknown = sorted(set(prompt) - set(vocabulary.characters))

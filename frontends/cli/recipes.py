@@ -8,12 +8,13 @@ from typing import Any
 
 import retrograde as rg
 from retrograde.cli.char_gpt import CharGPT
+from retrograde.cli.char_lstm import CharLSTM
 from retrograde.cli.recipe import Recipe, Training
 from retrograde.cli.settings import Resolved, resolve
 from retrograde.cli.user_file import UserFile
 from retrograde.compiler.errors import DataError
 
-RECIPES: dict[str, Recipe] = {CharGPT().name: CharGPT()}
+RECIPES: dict[str, Recipe] = {r.name: r for r in (CharGPT(), CharLSTM())}
 
 
 def find(name: str) -> Recipe:

@@ -1,13 +1,13 @@
 """Text from a language model: logits -> the next token, over and over.
 
-The model sees the last `context` tokens and computes them anew for each token; the program is
-compiled once, for every length.  Invariant: the text depends on the model, the prompt and the
-options alone.
+A model that can `advance` a carry sees each token once; any other sees the last `context` tokens
+and computes them anew for each.  The program is compiled once, for every length.  Invariant: the
+text depends on the model, the prompt and the options alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,28 +76,59 @@ def next_tokens(
 ) -> Iterator[int]:
     """Tokens that follow `prompt`, without end; those in `never` are not chosen."""
     model = model.eval()
-    context = model.context
-
-    def last_logits(model: Any, tokens: Any) -> Any:
-        return model(tokens)[0, -1]
-
     tokens = [int(t) for t in prompt]
     if not tokens:
         raise DataError("the prompt is empty: there is nothing to go on from")
-    length = rg.dim("T", max=context)  # the number 1 where the context is no longer
-    at = {"T": context} if context > 1 else None
-    compiled = rg.compile(last_logits, model, rg.spec("i32", 1, length), at=at)
+    follow = _by_carry(model) if hasattr(model, "advance") else _by_window(model)
     # Raw words of Philox are fixed for good (NEP 19); choices made by NumPy's Generator are not.
     words = np.random.Philox(key=sampling.seed)
     while True:
-        window = np.array([tokens[-context:]], np.int32)
-        logits = compiled(model, window)
+        logits = follow(tokens)
         logits[list(never)] = -np.inf
         ladder = np.cumsum(sampling.probabilities(logits))
         draw = (int(words.random_raw()) >> 11) * 2.0**-53 * ladder[-1]
         token = int(np.searchsorted(ladder, draw, side="right"))
         tokens.append(token)
         yield token
+
+
+def _by_window(model: Any) -> Callable[[list[int]], Array]:
+    """The logits after all tokens so far, from the last of them."""
+    context = model.context
+
+    def last_logits(model: Any, tokens: Any) -> Any:
+        return model(tokens)[0, -1]
+
+    length = rg.dim("T", max=context)  # the number 1 where the context is no longer
+    at = {"T": context} if context > 1 else None
+    compiled = rg.compile(last_logits, model, rg.spec("i32", 1, length), at=at)
+
+    def follow(tokens: list[int]) -> Array:
+        out: Array = compiled(model, np.array([tokens[-context:]], np.int32))
+        return out
+
+    return follow
+
+
+def _by_carry(model: Any) -> Callable[[list[int]], Array]:
+    """The logits after all tokens so far, from those that are new and a carry."""
+    carry = model.initial(1)
+    seen = 0
+
+    def last_logits(model: Any, tokens: Any, carry: Any) -> Any:
+        logits, carry = model.advance(tokens, carry)
+        return logits[0, -1], carry
+
+    compiled = rg.compile(last_logits, model, rg.spec("i32", 1, "T"), carry, at={"T": 1})
+
+    def follow(tokens: list[int]) -> Array:
+        nonlocal carry, seen
+        logits: Array
+        logits, carry = compiled(model, np.array([tokens[seen:]], np.int32), carry)
+        seen = len(tokens)
+        return logits
+
+    return follow
 
 
 def text(
