@@ -105,7 +105,7 @@ class Support:
         rows: Sequence[bool],
         whole_rows: bool,
     ) -> Tiles:
-        """The tiles of a fused step; a device without a cache to block for takes one tile."""
+        """The tiles of a fused step."""
         arrays = [*operands, *results]
         return Tiles(shape, arrays, scratch, rows, whole_rows)
 
