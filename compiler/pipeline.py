@@ -6,6 +6,7 @@ verifier runs after every pass when it is on, and every stage can be kept or dum
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import retrograde.compiler.ops  # noqa: F401  # declares the ops
 from retrograde.compiler.codegen.numpy import print_schedule
+from retrograde.compiler.errors import DataError
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.verify import verify
 from retrograde.compiler.passes.cse import CSE
@@ -131,11 +133,21 @@ def _check(graph: Graph, name: str, options: Options) -> None:
         verify(graph, made_by=name)
 
 
+_dumped = itertools.count(1)
+
+
 def _dump(
     folder: Path, stages: Mapping[str, Graph], program: Program, sizes: Mapping[str, int]
 ) -> None:
-    """Writes every stage: 00-trace.ir …, plan.txt, schedule.py."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes every stage: 00-trace.ir …, plan.txt, schedule.py; from the second program of a
+    process on into a folder of its own, 2-name."""
+    number = next(_dumped)
+    if number > 1:
+        folder = folder / f"{number}-{''.join(c if c.isalnum() else '_' for c in program.name)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"RETROGRADE_DUMP: cannot make the folder {folder}: {error}") from None
     for i, (name, graph) in enumerate(stages.items()):
         (folder / f"{i:02d}-{name}.ir").write_text(graph.text(), encoding="utf-8")
     (folder / "schedule.py").write_text(program.source, encoding="utf-8")

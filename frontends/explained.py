@@ -18,7 +18,7 @@ from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.program import MemoryPlan, Peak, Program
 from retrograde.execution import Runnable
-from retrograde.traces import size_of
+from retrograde.specs import size_of
 
 _UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
           "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip

@@ -13,7 +13,7 @@ from retrograde import tree
 from retrograde.compiler.errors import DTypeError, ShapeError, TraceError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.builder import current
-from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.dims import Dim, Poly
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.expr import Expr, apply, cast
 from retrograde.compiler.ir.graph import TensorType, same_shape, same_type
@@ -21,6 +21,7 @@ from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.registry import lookup
 from retrograde.eager_mode import EagerBuilder
 from retrograde.jitted import shared_jit
+from retrograde.specs import size_of
 from retrograde.tracing import (
     Traced,
     expression,
@@ -46,6 +47,8 @@ def scan(
         def call(init: Any, xs: Any) -> Any:
             return scan(body, init, xs, length=length, reverse=reverse)
 
+        if length is not None and not isinstance(length, Poly):
+            length = size_of("length", length)
         out: tuple[Any, Any] = shared_jit(body, ("scan", length, reverse), call)(init, xs)
         return out
     init, xs = lifted((init, xs))
@@ -59,6 +62,10 @@ def scan(
 def _length(slices: list[Expr], paths: list[str], length: Dim | None) -> Dim:
     """The number of steps, on which all that is scanned agrees."""
     found, source = length, "length"
+    if found is not None and not isinstance(found, Poly):
+        found = size_of("length", found)
+        if found < 0:
+            raise ShapeError(f"{where()}scan: length = {found} is negative")
     for x, path in zip(slices, paths, strict=True):
         label = f"xs.{path}" if path else "xs"
         if not x.shape:

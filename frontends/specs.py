@@ -68,6 +68,14 @@ def _size(size: Any) -> Dim:
     return found
 
 
+def size_of(name: str, value: Any) -> int:
+    """`value` as a size; ShapeError, with its name, for what is no whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ShapeError(f"{where()}{name} = {value!r} is no size: give a whole number") from None
+
+
 def is_spec(x: Any) -> bool:
     """Whether `x` says what array is to come: a spec, a type, or an array like it."""
     return isinstance(x, (Spec, TensorType, np.ndarray))

@@ -6,7 +6,6 @@ that the function reads from outside; its outputs are the leaves of what the fun
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from retrograde.compiler.ir.binding import bind_sizes
 from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.graph import Graph, TensorType
 from retrograde.compiler.ir.location import where
-from retrograde.specs import is_spec, type_of, unified
+from retrograde.specs import is_spec, size_of, type_of, unified
 from retrograde.tracing import (
     Traced,
     argument_names,
@@ -125,14 +124,6 @@ def as_array(x: Any, type: TensorType, name: str) -> Array:
             got, advice = f"a {x.__class__.__name__} of {array.dtype}", "give an array"
         raise DTypeError(f"{where()}{name}: expected {type}, got {got}: {advice}")
     return array
-
-
-def size_of(name: str, value: Any) -> int:
-    """`value` as a size; ShapeError, with its name, for what is no whole number."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ShapeError(f"{where()}{name} = {value!r} is no size: give a whole number") from None
 
 
 def checked_at(at: Mapping[str, int] | None, symbols: Mapping[str, Any]) -> dict[str, int]:

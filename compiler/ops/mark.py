@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from retrograde.compiler.errors import UnsupportedError
 from retrograde.compiler.ir.graph import Attrs, TensorType
 from retrograde.compiler.ir.op import Op, no_cost
@@ -33,15 +35,24 @@ stop_gradient = register(
 
 
 def _nothing(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    text = attrs["format"]
     try:
-        attrs["format"].format(*types)
-    except (IndexError, KeyError, ValueError, TypeError) as error:
-        # A format such as {:.3f} does not fit a type; only what never fits a value is refused.
-        if isinstance(error, (IndexError, KeyError)):
-            raise UnsupportedError(
-                f"the format {attrs['format']!r} takes other values than the {len(types)} given"
-            ) from None
+        text.format(*map(_sample, types))
+    except (IndexError, KeyError):
+        raise UnsupportedError(
+            f"the format {text!r} takes other values than the {len(types)} given"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise UnsupportedError(
+            f"the format {text!r} does not fit {', '.join(map(str, types))}: {error} "
+            "({:.3f} and the like take single numbers)"
+        ) from None
     return ()
+
+
+def _sample(type: TensorType) -> Any:
+    """A value to try a format on: only single numbers take a specification."""
+    return type.dtype.numpy.type(0) if not type.shape else np.zeros(0)
 
 
 def _print(attrs: Attrs, *arrays: Any) -> tuple[()]:

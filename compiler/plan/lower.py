@@ -42,6 +42,10 @@ def lower(graph: Graph, threads: int = 1) -> Schedule:
     )
     lowering = _Lowering(threads, dict(zip(graph.inputs, inputs, strict=True)))
     lowering.run(graph)
+    for v in graph.outputs:  # constants among them have no node left that made their shape
+        for (lower, upper), what in _sizes(v):
+            if dims.decide_le(lower, upper) is not True:
+                lowering.checks.append(SizeCheck(lower, upper, what))
     outputs = tuple(lowering.places[v] for v in graph.outputs)
     checks = tuple(lowering.checks)
     return Schedule(graph.name, tuple(lowering.steps), inputs, outputs, graph.aliases, checks)
@@ -259,6 +263,15 @@ def _limits(node: Node) -> Iterator[tuple[tuple[Dim, ...], str]]:
             yield (0, high), f"padding by {high}"
     elif node.op.name == "iota":
         yield (0, attrs["size"]), f"a range of {attrs['size']}"
+    elif node.op.name == "scan":
+        yield (0, attrs["length"]), f"a scan of {attrs['length']} steps"
+    elif node.op.name == "broadcast_to" or node.op.kind is Kind.RANDOM:
+        yield from _sizes(node.output)
+
+
+def _sizes(v: Value) -> Iterator[tuple[tuple[Dim, ...], str]]:
+    for d in v.shape:
+        yield (0, d), f"the size {d} of {v.type}"
 
 
 def part_of(whole: View, axis: int, start: Dim, shape: Sequence[Dim]) -> View:

@@ -123,7 +123,10 @@ def misfit(message: str) -> ShapeError:
 
 def one_axis(axis: Any, rank: int) -> int:
     """`axis` counted from the front."""
-    index = operator.index(axis)
+    try:
+        index = operator.index(axis)
+    except TypeError:
+        raise misfit(f"{axis!r} is no axis: give an integer") from None
     if not -rank <= index < rank:
         raise misfit(f"axis {index} of an array of {rank} dimensions: use {-rank} to {rank - 1}")
     return index % rank

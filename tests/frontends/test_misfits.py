@@ -22,6 +22,15 @@ def pulled() -> Any:
     return rg.vjp(lambda x: x @ x.T, F64)[1]
 
 
+def steps(length: Any) -> Any:
+    return rg.scan(lambda c, _: (c, c), np.zeros(2), length=length)
+
+
+def shown(x: Any) -> Any:
+    rg.debug.print("{:.2f}", x)
+    return x
+
+
 CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "rank": (lambda: compiled(np.ones(3)), ShapeError, "2 axes"),
     "width": (lambda: compiled(np.ones((2, 4))), ShapeError, "axis 1 is 4, expected 3"),
@@ -44,6 +53,10 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no function": (lambda: rg.compile(None, T2), TraceError, "NoneType"),
     "no function to trace": (lambda: rg.trace(5, T2), TraceError, "int is no function"),
     "no function to call": (lambda: rg.grad("f")(F64), TraceError, "str is no function"),
+    "a scan backwards": (lambda: steps(-1), ShapeError, "length = -1 is negative"),
+    "half a step": (lambda: steps(2.5), ShapeError, "length = 2.5 is no size"),
+    "an axis of text": (lambda: rg.jit(lambda x: x.sum(axis="a"))(F64), ShapeError, "no axis"),
+    "a format": (lambda: rg.jit(shown)(F64), UnsupportedError, "does not fit f64"),
     "a key": (lambda: rg.jit(lambda x: {1: 2}.get(x, x))(F64), TraceError, "dictionary key"),
     "a member": (lambda: rg.jit(lambda x: x if x in {1, 2} else 0)(F64), TraceError, "set"),
 }
@@ -62,3 +75,25 @@ def test_bytes_in_the_other_order_are_read() -> None:
     foreign = x.astype(x.dtype.newbyteorder())
     np.testing.assert_array_equal(compiled(foreign), x * 2)
     np.testing.assert_array_equal(rg.jit(lambda x: x + foreign)(foreign), x * 2)
+
+
+def test_sizes_that_come_out_negative() -> None:
+    """T - 3 has no bound that keeps it from being negative: only a run can tell."""
+    c = rg.compile(lambda x: rnp.zeros((x.shape[0] - 3,)), rg.spec("f32", "T"))
+    d = rg.compile(lambda x: rnp.ones((x.shape[0] - 3, 2)) * x[0], rg.spec("f32", "T"))
+    e = rg.compile(
+        lambda x: rg.scan(lambda c, _: (c + 1, None), x[0], length=x.shape[0] - 3)[0],
+        rg.spec("f32", "T"),
+    )
+    x = np.ones(5, np.float32)
+    assert c(x).shape == (2,) and d(x).shape == (2, 2) and e(x) == 3
+    assert c(x[:3]).shape == (0,) and d(x[:3]).shape == (0, 2) and e(x[:3]) == 1
+    for call in (c, d, e):
+        with pytest.raises(ShapeError, match=r"T - 3.*at these sizes"):
+            call(x[:2])
+        assert call(x) is not None
+
+
+def test_the_number_of_steps_may_be_a_numpy_integer() -> None:
+    assert steps(np.int64(2))[1].shape == (2, 2)
+    assert steps(np.array(3))[1].shape == (3, 2)
