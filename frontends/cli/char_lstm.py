@@ -26,6 +26,7 @@ class CharLSTM(CharText):
         time_limit=180.0,
         validate_every=500,
         save_every=500,
+        threads=1,  # two wait for each other at every product of the loop
     )
 
     def make_model(self, settings: Settings, vocab: int) -> Any:
