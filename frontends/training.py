@@ -26,14 +26,22 @@ from retrograde.compiler.errors import (
 )
 from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ir.binding import bind_sizes
+from retrograde.compiler.ir.expr import SCALARS
 from retrograde.compiler.ir.graph import TensorType
 from retrograde.compiler.ir.location import where
 from retrograde.execution import Array, Runnable, checked_backend, refuse_unbuilt, runnable
 from retrograde.explained import Explained
 from retrograde.runtime.training import checkpoint
+from retrograde.runtime.training.interrupts import uninterrupted
 from retrograde.specs import is_spec, type_of, unified
 from retrograde.traces import as_array, checked_at
-from retrograde.training_graph import KEY_TYPE, StepParts, TracedStep, trace_step
+from retrograde.training_graph import (
+    KEY_TYPE,
+    StepParts,
+    TracedStep,
+    check_loss,
+    trace_step,
+)
 
 MODEL, OPTIMIZER, STEP, KEY = "model", "optimizer", "step", "key"
 
@@ -68,8 +76,14 @@ def compile_training(
             f"{where()}{name} is not in this release: leave it out; a smaller batch needs less "
             "memory"
         )
-    if clip_norm is not None and not clip_norm > 0:
+    if clip_norm is not None and not (isinstance(clip_norm, SCALARS) and clip_norm > 0):
         raise DataError(f"{where()}clip_norm is {clip_norm!r}: it must be above 0, or None")
+    if isinstance(optimizer, type) or not hasattr(optimizer, "init"):
+        shown = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
+        raise DataError(
+            f"{where()}{shown} is no optimizer: give an object such as rg.optim.AdamW(1e-3)"
+        )
+    check_loss(loss, model, batch)
     checked_backend(backend)
     return TrainStep(loss, model, optimizer, batch, at, backend, threads, clip_norm, seed)
 
@@ -124,13 +138,15 @@ class TrainStep(Explained):
         """One update on one batch: the loss before it, the norm of the gradients, the rate.
 
         Raises DataError for a missing, unknown or empty entry and for an index out of range,
-        ShapeError and DTypeError for what is not as declared; nothing has changed then."""
+        ShapeError and DTypeError for what is not as declared; nothing has changed then.  Ctrl-C is
+        heard when the step is done."""
         arrays = self._batch(batch)
         with self._lock:
             captured = self._now()
             sizes = self._sizes_of(arrays)
-            results = self._run.run([self._key, *arrays, *self._fixed, *captured], sizes)
-            self._last = sizes
+            with uninterrupted():
+                results = self._run.run([self._key, *arrays, *self._fixed, *captured], sizes)
+                self._last = sizes
         names = self._traced.metrics
         return {name: float(x) for name, x in zip(names, results, strict=True)}
 
@@ -212,8 +228,9 @@ class TrainStep(Explained):
         with self._lock:
             state = self._run.executable.state()
             new = [arrays[i] for i in trained] + state[len(trained) :]
-            self._run.executable.set_state(new)
-            self._fixed = [x.copy() for i, x in enumerate(arrays) if i not in set(trained)]
+            with uninterrupted():
+                self._run.executable.set_state(new)
+                self._fixed = [x.copy() for i, x in enumerate(arrays) if i not in set(trained)]
 
     def _leaf_types(self) -> list[TensorType]:
         mine, others = iter(self._parts.parameters), iter(self._parts.fixed)
@@ -256,7 +273,7 @@ class TrainStep(Explained):
                     f"{x.dtype}{list(x.shape)} in it, and {type} here"
                 )
         arrays = [np.array(tensors[name]) for name in names]
-        with self._lock:
+        with self._lock, uninterrupted():
             self._run.executable.set_state(arrays[: parts.donated])
             self._key = arrays[parts.donated]
             self._fixed = arrays[parts.donated + 1 :]

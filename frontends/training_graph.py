@@ -15,7 +15,7 @@ from typing import Any
 
 from retrograde import random, tree
 from retrograde.captures import Captures, captures, snapshot
-from retrograde.compiler.errors import ShapeError
+from retrograde.compiler.errors import DataError, ShapeError
 from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ir.builder import required
 from retrograde.compiler.ir.expr import Expr, apply, cast
@@ -74,9 +74,26 @@ class TracedStep:
     captures: Captures
 
 
+def check_loss(loss: Callable[..., Any], model: Any, batch: Any) -> None:
+    """DataError where `loss(model, **batch)` cannot be called so."""
+    checked_function(loss)
+    if not isinstance(batch, Mapping):
+        return  # that has a message of its own
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # some builtins have no signature
+        return
+    try:
+        signature.bind(model, **batch)
+    except TypeError as error:
+        raise DataError(
+            f"{where()}{name_of(loss)}{signature} is called as loss(model, **batch), with "
+            f"{', '.join(map(str, batch)) or 'no entries'} in the batch: {error}"
+        ) from None
+
+
 def trace_step(parts: StepParts) -> TracedStep:
     """Traces the loss, its gradients, the clipping and the update."""
-    checked_function(parts.loss)
     before = snapshot(parts.loss)
     traced = trace_root(
         f"train_{name_of(parts.loss)}",

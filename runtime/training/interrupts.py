@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM -> a flag that a loop reads between two steps.
+"""Signals that wait for the end of a step: as a flag that a loop reads, or until the step is done.
 
 Invariant: the first signal never stops a step half way; the second one ends the process at once.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -47,3 +49,28 @@ class Interrupts:
         self.caught = signal.Signals(number)
         # Not print: the signal may have come in the middle of one, which cannot be entered twice.
         os.write(2, _ANNOUNCED)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C inside takes effect at the end: what is updated in place is never left half new.
+
+    A second one does not wait.  Outside the main thread Ctrl-C comes to the main one anyway."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    waiting: list[FrameType | None] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            handler(number, frame)
+        waiting.append(frame)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if waiting:
+            handler(signal.SIGINT, waiting[0])

@@ -10,8 +10,9 @@ import pytest
 
 import retrograde as rg
 import retrograde.numpy as rnp
-from retrograde.errors import DTypeError, ShapeError, TraceError, UnsupportedError
+from retrograde.errors import DataError, DTypeError, ShapeError, TraceError, UnsupportedError
 
+SGD = rg.optim.SGD(0.1)
 F64, T2 = np.ones((2, 3)), rg.spec("f64", rg.dim("T", min=2, max=9), 3)
 compiled = rg.compile(lambda x: x * 2, T2)
 pair = rg.compile(lambda x, y: x * y[:, None], rg.spec("f64", "T", 3), rg.spec("f64", "T"))
@@ -20,6 +21,11 @@ double = rg.compile(lambda x: x, rg.spec("f64", "2*T"))
 
 def pulled() -> Any:
     return rg.vjp(lambda x: x @ x.T, F64)[1]
+
+
+def train(loss: Any = lambda w, x: rnp.sum(w * x), optimizer: Any = SGD, **options: Any) -> Any:
+    batch = {"x": rg.spec("f64", "B")}
+    return rg.compile_training(loss, np.ones(1), optimizer, batch, **options)
 
 
 def steps(length: Any) -> Any:
@@ -53,6 +59,11 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no function": (lambda: rg.compile(None, T2), TraceError, "NoneType"),
     "no function to trace": (lambda: rg.trace(5, T2), TraceError, "int is no function"),
     "no function to call": (lambda: rg.grad("f")(F64), TraceError, "str is no function"),
+    "a class": (lambda: train(optimizer=rg.optim.SGD), DataError, "SGD is no optimizer"),
+    "no optimizer": (lambda: train(optimizer=0.1), DataError, "float is no optimizer"),
+    "no loss": (lambda: train(3), TraceError, "int is no function"),
+    "no argument": (lambda: train(lambda w, y: w), DataError, r"\(w, y\).*with x in the batch"),
+    "clip of text": (lambda: train(clip_norm="a"), DataError, "clip_norm is 'a'"),
     "a scan backwards": (lambda: steps(-1), ShapeError, "length = -1 is negative"),
     "half a step": (lambda: steps(2.5), ShapeError, "length = 2.5 is no size"),
     "an axis of text": (lambda: rg.jit(lambda x: x.sum(axis="a"))(F64), ShapeError, "no axis"),
