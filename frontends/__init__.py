@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from retrograde import debug, errors, numpy, random, tree
+from retrograde.branches import cond, while_loop
 from retrograde.compiled import Compiled, compile, load
 from retrograde.custom import custom_vjp, remat, stop_gradient
 from retrograde.eager_mode import eager
@@ -31,6 +32,7 @@ __all__ = [
     "TrainStep",
     "compile",
     "compile_training",
+    "cond",
     "custom_vjp",
     "debug",
     "dim",
@@ -54,6 +56,7 @@ __all__ = [
     "tree",
     "value_and_grad",
     "vjp",
+    "while_loop",
 ]
 
 _ON_FIRST_USE = ("losses", "models", "nn", "optim")

@@ -103,7 +103,7 @@ def _scan(
                 f"{type(result).__name__}"
             )
         after, y = result
-        return _matched(after, carried, inner[:n], paths, weak), tree.map(_output, y)
+        return matched(after, carried, inner[:n], paths, weak), tree.map(_output, y)
 
     def traced() -> Traced:
         types = [*(x.type for x in entering), *step_types]
@@ -112,7 +112,7 @@ def _scan(
 
     try:
         made = traced()
-    except _Wider as found:  # a carry that begins as a plain number takes the type of the body's
+    except Wider as found:  # a carry that begins as a plain number takes the type of the body's
         dtypes = found.dtypes
         entering = [cast(x, d) for x, d in zip(entering, dtypes, strict=True)]
         weak = [False] * n
@@ -129,7 +129,7 @@ def _scan(
     return tree.unflatten(carried, tree.leaves(out[0])), out[1]
 
 
-class _Wider(Exception):
+class Wider(Exception):
     """The body makes another dtype of a carry that began as a plain number."""
 
     def __init__(self, dtypes: list[DType]) -> None:
@@ -137,38 +137,41 @@ class _Wider(Exception):
         self.dtypes = dtypes
 
 
-def _matched(
-    after: Any, carried: tree.TreeDef, before: list[Expr], paths: list[str], weak: list[bool]
-) -> list[Expr]:
-    """The leaves of the carry that a body returns, checked against those it got."""
+def matched(
+    after: Any, carried: tree.TreeDef, before: list[Expr], paths: list[str], weak: list[bool],
+    loop: str = "scan",
+) -> list[Expr]:  # fmt: skip
+    """The leaves of the carry that a body returns, checked against those it got.
+
+    Raises Wider where one that began as a plain number, which `weak` marks, has another dtype."""
     leaves, structure = tree.flatten(after)
     if structure != carried:
         raise ShapeError(
-            f"{where()}the body of scan returns a carry of another structure than it got: "
+            f"{where()}the body of {loop} returns a carry of another structure than it got: "
             f"{tree.difference(carried, structure)}"
         )
     found = [expression(x, path) for x, path in zip(leaves, paths, strict=True)]
-    found = [cast(x, b.dtype) if x.weak and _holds(b.dtype, x.dtype) else strong(x)
+    found = [cast(x, b.dtype) if x.weak and fits(b.dtype, x.dtype) else strong(x)
              for x, b in zip(found, before, strict=True)]  # fmt: skip
     for x, b, path in zip(found, before, paths, strict=True):
         if not same_shape(x.shape, b.shape):
             raise ShapeError(
-                f"{where()}{path} enters the body of scan as {b.type} and leaves it as {x.type}: "
+                f"{where()}{path} enters the body of {loop} as {b.type} and leaves it as {x.type}: "
                 "a carry keeps its shape; begin with one of that shape"
             )
     if any(w and x.dtype is not b.dtype for x, b, w in zip(found, before, weak, strict=True)):
-        raise _Wider([x.dtype if w else b.dtype
+        raise Wider([x.dtype if w else b.dtype
                       for x, b, w in zip(found, before, weak, strict=True)])  # fmt: skip
     for x, b, path in zip(found, before, paths, strict=True):
         if not same_type(x.type, b.type):
             raise DTypeError(
-                f"{where()}{path} enters the body of scan as {b.type} and leaves it as {x.type}: "
+                f"{where()}{path} enters the body of {loop} as {b.type} and leaves it as {x.type}: "
                 f"a carry keeps its dtype; begin with {x.dtype}, or cast with .astype('{b.dtype}')"
             )
     return found
 
 
-def _holds(carry: DType, number: DType) -> bool:
+def fits(carry: DType, number: DType) -> bool:
     """Whether a plain number of this dtype may become what the carry is."""
     order = {"bool": 0, "uint": 1, "int": 1, "float": 2}
     return order[number.kind] <= order[carry.kind]

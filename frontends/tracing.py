@@ -27,6 +27,7 @@ from retrograde.compiler.ir.graph import Graph, TensorType
 from retrograde.compiler.ir.location import skip_frames_under, where
 from retrograde.eager_mode import EagerBuilder, EagerTracer, array_of
 from retrograde.tracer import Tracer
+from retrograde.unrolled import WatchingBuilder
 
 # The user's line is the innermost one outside of the front end's own machinery.  Layers, losses
 # and models that ship with it are written as users write theirs, and show their own lines.
@@ -150,7 +151,7 @@ def trace_root(
     call: Callable[[list[Expr]], Any],
 ) -> Traced:
     """The graph of `call`, which gets one expression for each type; weak results become strong."""
-    with scopes.binding(), Builder(name, Tracer) as builder:
+    with scopes.binding(), WatchingBuilder(name, Tracer) as builder:
         result = call(_declared(builder, types, names, weak))
         leaves, structure = tree.flatten(result)
         paths = output_names(structure)
@@ -178,7 +179,7 @@ def trace_inner(
     if isinstance(parent, EagerBuilder) and all(isinstance(x, EagerTracer) for x in inputs):
         builder = EagerBuilder(name, parent)
     else:
-        builder = Builder(name, Tracer, parent)
+        builder = WatchingBuilder(name, Tracer, parent)
     with scopes.binding(), builder:
         result = call(_declared(builder, inputs, names, weak or [_is_weak(x) for x in inputs]))
         leaves, structure = tree.flatten(result)

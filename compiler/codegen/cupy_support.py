@@ -17,6 +17,10 @@ from retrograde.compiler.ir.registry import lookup
 class CupySupport(Support):
     """The functions of generated code over an arena of CuPy's."""
 
+    def truth(self, x: Array) -> bool:
+        """A boolean of the device, which the host waits for."""
+        return bool(x.get())
+
     def row_sum(self, x: Array, out: Array) -> None:
         self.sum(x, out, axes=(x.ndim - 1,), keepdims=True)
 

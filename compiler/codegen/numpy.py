@@ -16,6 +16,7 @@ from retrograde.compiler.ir.graph import Node
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.plan.liveness import Liveness, walk
 from retrograde.compiler.plan.steps import (
+    BranchStep,
     CopyStep,
     FusedStep,
     LoopStep,
@@ -25,8 +26,9 @@ from retrograde.compiler.plan.steps import (
     Statement,
     Step,
     Tile,
+    WhileStep,
 )
-from retrograde.compiler.plan.views import Literal, Operand, Storage
+from retrograde.compiler.plan.views import Literal, Operand, Storage, View
 
 INDENT = "    "
 
@@ -137,6 +139,10 @@ class _Printer:
                 self.heading = place
             if isinstance(step, LoopStep):
                 lines.extend(self._loop(step, depth))
+            elif isinstance(step, BranchStep):
+                lines.extend(self._branch(step, depth))
+            elif isinstance(step, WhileStep):
+                lines.extend(self._while(step, depth))
             else:
                 lines.extend(indent + line for line in self._step(step))
             for position in sorted(set(self.times[id(step)])):
@@ -205,12 +211,37 @@ class _Printer:
             return text.splitlines()
         return [f"rt.row_{_ROWS[node.op.name]}({', '.join(operands)}, {out})"]
 
+    def _copies(self, pairs: Sequence[tuple[Operand, View]], indent: str) -> list[str]:
+        return [f"{indent}xp.copyto({self.name(y)}, {self.name(x)})" for x, y in pairs]
+
+    def _branch(self, step: BranchStep, depth: int) -> list[str]:
+        indent = INDENT * depth
+        lines = []
+        for head, run in (
+            (f"if rt.truth({self.name(step.flag)}):", step.then),
+            ("else:", step.otherwise),
+        ):
+            self.heading = ""
+            body = self.steps(run, depth + 1)
+            lines += [indent + head, *(body or [f"{indent}{INDENT}pass"])]
+        self.heading = ""
+        return lines
+
+    def _while(self, step: WhileStep, depth: int) -> list[str]:
+        indent, inner = INDENT * depth, INDENT * (depth + 1)
+        lines = [*self._copies(step.carries, indent), f"{indent}while True:"]
+        self.heading = ""
+        lines.extend(self.steps(step.condition, depth + 1))
+        lines.append(f"{inner}if not rt.truth({self.name(step.flag)}):")
+        lines.append(f"{inner}{INDENT}break")
+        lines.extend(self.steps(step.body, depth + 1))
+        lines.extend(self._copies(step.updates, inner))
+        self.heading = ""
+        return lines
+
     def _loop(self, step: LoopStep, depth: int) -> list[str]:
         indent, inner = INDENT * depth, INDENT * (depth + 1)
-        lines = [
-            f"{indent}xp.copyto({self.name(place)}, {self.name(init)})"
-            for init, place in step.carries
-        ]
+        lines = self._copies(step.carries, indent)
         count = self.spell.size(step.length)
         turns = f"range({count} - 1, -1, -1)" if step.reverse else f"range({count})"
         turn = f"i{depth}"
@@ -222,8 +253,7 @@ class _Printer:
         for result, stacked_result in step.stacked:
             target = f"{self.name(stacked_result)}[{turn}, ...]"
             lines.append(f"{inner}xp.copyto({target}, {self.name(result)})")
-        for new, place in step.updates:
-            lines.append(f"{inner}xp.copyto({self.name(place)}, {self.name(new)})")
+        lines.extend(self._copies(step.updates, inner))
         if not (step.slices or step.body or step.stacked or step.updates):
             lines.append(f"{inner}pass")
         self.heading = ""

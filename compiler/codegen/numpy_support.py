@@ -87,6 +87,10 @@ class Support:
         """A constant output, outside of the arena: it is handed out as it is."""
         return self.xp.full(shape, value, dtype=dtypes.dtype(dtype).numpy)
 
+    def truth(self, x: Array) -> bool:
+        """A 0-d boolean as Python's."""
+        return bool(x)
+
     def require(self, lower: int, upper: int, message: str) -> None:
         """A check of sizes that only a run can make."""
         if lower > upper:

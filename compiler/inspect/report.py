@@ -17,6 +17,7 @@ from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.plan.liveness import Liveness, analyse, walk
 from retrograde.compiler.plan.lower import lower
 from retrograde.compiler.plan.steps import (
+    BranchStep,
     CopyStep,
     FusedStep,
     LoopStep,
@@ -24,6 +25,7 @@ from retrograde.compiler.plan.steps import (
     OpStep,
     Schedule,
     Step,
+    WhileStep,
 )
 from retrograde.compiler.program import MemoryPlan, PlacedBuffer, Program
 
@@ -100,6 +102,8 @@ def _kind(step: Step) -> str:
         MatmulStep: "matrix product",
         FusedStep: "fused",
         LoopStep: "loop",
+        BranchStep: "branch",
+        WhileStep: "loop",
     }
     return names[type(step)]
 

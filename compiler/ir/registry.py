@@ -27,16 +27,19 @@ class Kind(Enum):
     INDEX = "index"  # places come from data: gather, scatter
     RANDOM = "random"  # counter-based bits
     CREATE = "create"  # no tensor input: constant, iota, dim_value
-    REGION = "region"  # holds sub-graphs: call, scan
+    REGION = "region"  # holds sub-graphs: call, scan, cond
     COMPOSITE = "composite"  # carries its decomposition
     OPAQUE = "opaque"  # evaluated by its reference: sort, debug_print
 
 
 @dataclass(frozen=True, slots=True)
 class NotDifferentiable:
-    """Says, with the reason, that an op has no gradient: cotangents stop here."""
+    """Says, with the reason, that an op has no gradient: cotangents stop here.
+
+    With `refuses` one that gets here is an error: the derivative is not zero, it is not there."""
 
     reason: str
+    refuses: bool = False
 
 
 _registry: dict[str, Op] = {}

@@ -6,6 +6,7 @@ Invariant: importing this package registers all of them.
 from retrograde.compiler.ops import (  # noqa: F401  # each registers its ops
     activation,
     attention,
+    branch,
     composite,
     contract,
     create,

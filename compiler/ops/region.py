@@ -8,14 +8,15 @@ Invariant: a body refers to nothing but its own inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from retrograde.compiler.errors import ShapeError
 from retrograde.compiler.ir.builder import required
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.expr import Expr, zeros
-from retrograde.compiler.ir.graph import Attrs, Graph, Origin, TensorType, same_type
+from retrograde.compiler.ir.graph import Attrs, Graph, Node, Origin, TensorType, same_type
 from retrograde.compiler.ir.op import Op, VjpContext
 from retrograde.compiler.ir.registry import Kind, register
 
@@ -71,26 +72,45 @@ def _float_indices(values: Sequence[Any]) -> tuple[int, ...]:
     return tuple(i for i, v in enumerate(values) if v.dtype.is_float)
 
 
-def _seeded(outputs: Sequence[Any], cotangents: Sequence[Expr | None]) -> tuple[int, ...]:
+def seeded(outputs: Sequence[Any], cotangents: Sequence[Expr | None]) -> tuple[int, ...]:
+    """The float results that a cotangent reached."""
     return tuple(
         i for i, (v, c) in enumerate(zip(outputs, cotangents, strict=True))
         if c is not None and v.dtype.is_float
     )  # fmt: skip
 
 
-def _silent(graph: Graph) -> Graph:
+def nested(node: Node) -> Iterator[Node]:
+    """The node and all nodes of its sub-graphs."""
+    yield node
+    for _, body in node.subgraphs():
+        for inner in body.nodes:
+            yield from nested(inner)
+
+
+def effects_of(node: Node) -> set[str]:
+    """The channels that the node, or a node of its sub-graphs, acts on."""
+    return {n.op.effect for n in nested(node) if n.op.effect is not None}
+
+
+def silent(graph: Graph) -> Graph:
     """The graph without what it prints: a value that is computed again is not shown again."""
-    shown = [n for n in graph.nodes if n.op.effect == "debug"]
-    if not shown:
+    if not any("debug" in effects_of(n) for n in graph.nodes):
         return graph
-    return graph.replace(nodes=tuple(n for n in graph.nodes if n not in shown))
+    kept = []
+    for node in graph.nodes:
+        if node.op.effect == "debug":
+            continue
+        bodies = {key: silent(body) for key, body in node.subgraphs()}
+        kept.append(replace(node, attrs={**node.attrs, **bodies}) if bodies else node)
+    return graph.replace(nodes=tuple(kept))
 
 
 def _remat_vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | None]:
     body: Graph = ctx.attrs["body"]
-    of = _seeded(body.outputs, cotangents)
+    of = seeded(body.outputs, cotangents)
     wrt = tuple(i for i, need in enumerate(ctx.needs) if need)
-    backward = _silent(ctx.differentiate(body, of, wrt))
+    backward = silent(ctx.differentiate(body, of, wrt))
     origin = Origin("recompute", "backward", (ctx.node.id,), group=ctx.node.id)
     builder = required()
     seeds = [c for i in of if (c := cotangents[i]) is not None]

@@ -24,7 +24,7 @@ from retrograde.compiler.ir.expr import Expr, zeros
 from retrograde.compiler.ir.graph import Attrs, Graph, Node, TensorType, Value, same_type
 from retrograde.compiler.ir.op import Op, VjpContext
 from retrograde.compiler.ir.registry import Kind, register
-from retrograde.compiler.ops.region import graph_cost
+from retrograde.compiler.ops.region import effects_of, graph_cost, silent
 
 
 def parts(items: Sequence[Any], attrs: Attrs) -> tuple[list[Any], list[Any], list[Any]]:
@@ -100,7 +100,7 @@ def _split(ctx: VjpContext) -> _Split:
     whole = ctx.differentiate(body, of, wrt)
     primal, gradients = whole.outputs[: len(body.outputs)], whole.outputs[len(body.outputs) :]
     ahead = _needed(whole, primal)
-    behind = [node for node in whole.nodes if node not in ahead and node.op.effect is None]
+    behind = [node for node in whole.nodes if node not in ahead]
     again, kept = _residuals(whole, ahead, behind, n, gradients)
     seeds = whole.inputs[len(body.inputs) :]
     forward = Graph(
@@ -117,7 +117,7 @@ def _split(ctx: VjpContext) -> _Split:
         tuple(gradients),
         ("",) * (len(kept) + len(body.inputs) - n + len(seeds)),
     )
-    return _Split(forward, backward, len(kept), of, wrt)
+    return _Split(forward, silent(backward), len(kept), of, wrt)
 
 
 def _needed(graph: Graph, outputs: Sequence[Value]) -> set[Node]:
@@ -125,7 +125,7 @@ def _needed(graph: Graph, outputs: Sequence[Value]) -> set[Node]:
     live = set(outputs)
     found: set[Node] = set()
     for node in reversed(graph.nodes):
-        if node.op.effect is not None or any(v in live for v in node.outputs):
+        if effects_of(node) or any(v in live for v in node.outputs):
             found.add(node)
             live.update(node.inputs)
     return found

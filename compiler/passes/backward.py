@@ -19,6 +19,7 @@ from retrograde.compiler.errors import UnsupportedError, VerifyError
 from retrograde.compiler.ir.builder import Builder
 from retrograde.compiler.ir.expr import Expr, cast, zeros
 from retrograde.compiler.ir.graph import Graph, Node, Origin, TensorType, Value, same_type
+from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.op import VjpContext, unbroadcast
 from retrograde.compiler.ir.registry import Kind, NotDifferentiable
 from retrograde.compiler.passes.expand import Expand
@@ -57,7 +58,7 @@ def _depends_on(graph: Graph, sources: Iterable[Value]) -> set[Value]:
     """The float values that a derivative path connects to `sources`."""
     active = {v for v in sources if v.dtype.is_float}
     for node in graph.nodes:
-        if isinstance(node.op.vjp, NotDifferentiable):
+        if isinstance(node.op.vjp, NotDifferentiable) and not node.op.vjp.refuses:
             continue
         if any(v in active for v in node.inputs):
             active.update(v for v in node.outputs if v.dtype.is_float)
@@ -104,11 +105,15 @@ class _Trail:
 
     def _reverse(self, node: Node) -> None:
         rule = node.op.vjp
-        if isinstance(rule, NotDifferentiable) or rule is None:
+        if rule is None or (isinstance(rule, NotDifferentiable) and not rule.refuses):
             return
         needs = tuple(v in self.active for v in node.inputs)
         if not any(needs) or not any(v in self.parts for v in node.outputs):
             return
+        if isinstance(rule, NotDifferentiable):
+            raise UnsupportedError(
+                f"{where(node.loc)}{node.op.name} has no derivative: {rule.reason}"
+            )
         origin = Origin("cotangent", "backward", (node.id,))
         with self.builder.located(node.loc, node.scope, origin):
             cotangents = tuple(self._total(v) for v in node.outputs)

@@ -1,7 +1,8 @@
 """Dead code elimination: Graph -> Graph.
 
 Invariant: every node left is needed by an output or acts on an effect channel; the step results
-and constants of a scan that nobody reads are gone from its body too.
+and constants of a scan that nobody reads are gone from its body too, the results and operands of a
+cond from its branches.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from retrograde.compiler.ir.graph import Graph, Node, Value
-from retrograde.compiler.passes.regions import effects_of
+from retrograde.compiler.ops.region import effects_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class DCE:
                 continue
             if node.op.name == "scan":
                 node = self._prune_scan(node, live)
+            elif node.op.name == "cond":
+                node = self._prune_cond(node, live)
             live.update(node.inputs)
             kept.append(node)
         if len(kept) == len(graph.nodes) and all(
@@ -53,6 +56,32 @@ class DCE:
             inputs=tuple(node.inputs[i] for i in used),
             outputs=tuple(node.outputs[i] for i in kept),
             attrs={**node.attrs, "body": body, "slices": slices},
+        )
+
+    def _prune_cond(self, node: Node, live: set[Value]) -> Node:
+        """Drops dead results from both branches, and the operands that both then ignore."""
+        kept = [i for i, v in enumerate(node.outputs) if v in live]
+        branches: dict[str, Graph] = {}
+        used: set[int] = set()
+        for key, branch in node.subgraphs():
+            results = tuple(branch.outputs[i] for i in kept)
+            branch = branches[key] = self(branch.replace(outputs=results, output_names=()))
+            read = {v for inner in branch.nodes for v in inner.inputs} | set(results)
+            used |= {i for i, v in enumerate(branch.inputs) if v in read}
+        if len(kept) == len(node.outputs) and len(used) == len(node.inputs) - 1:
+            return node
+        operands = sorted(used)
+        for key, branch in branches.items():
+            names = branch.input_names or ("",) * len(branch.inputs)
+            branches[key] = branch.replace(
+                inputs=tuple(branch.inputs[i] for i in operands),
+                input_names=tuple(names[i] for i in operands),
+            )
+        return replace(
+            node,
+            inputs=(node.inputs[0], *(node.inputs[1 + i] for i in operands)),
+            outputs=tuple(node.outputs[i] for i in kept),
+            attrs={**node.attrs, **branches},
         )
 
 

@@ -16,7 +16,7 @@ from retrograde.compiler.ir.builder import next_id
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
 from retrograde.compiler.ir.registry import Kind, lookup
-from retrograde.compiler.passes.regions import effects_of
+from retrograde.compiler.ops.region import effects_of
 
 ROW_REDUCTIONS = frozenset({"sum", "max", "min", "prod"})
 _PHASE = {"primal": 0, "cotangent": 1, "recompute": 1, "update": 2}

@@ -9,18 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from retrograde.compiler.ir.graph import Graph, Node
+from retrograde.compiler.ir.graph import Graph
 
 Pass = Callable[[Graph], Graph]
-
-
-def effects_of(node: Node) -> set[str]:
-    """The channels that the node, or a node of its sub-graphs, acts on."""
-    found = set() if node.op.effect is None else {node.op.effect}
-    for _, body in node.subgraphs():
-        for inner in body.nodes:
-            found |= effects_of(inner)
-    return found
 
 
 def everywhere(transform: Pass, graph: Graph) -> Graph:

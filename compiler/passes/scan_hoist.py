@@ -15,6 +15,7 @@ from retrograde.compiler.ir.builder import Builder
 from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.ops.region import nested
 from retrograde.compiler.passes.dce import has_effect
 from retrograde.compiler.passes.vectorize import can_vectorize, vectorize
 
@@ -76,13 +77,17 @@ def _plan(node: Node) -> _Plan:
         flags = [v in plan.stacked for v in inner.inputs]
         if not can_vectorize(inner, flags):
             continue
-        if inner.op.checks_data and not any(flags):
-            continue  # with no step to run there would be nothing to check
+        if not any(flags) and any(_may_not_return(part) for part in nested(inner)):
+            continue  # with no step to run there would be nothing to check, or to wait for
         plan.nodes.append(inner)
         (plan.stacked if any(flags) else plan.shared).update(dict.fromkeys(inner.outputs))
         if is_costly(inner) or any(v in plan.worth for v in inner.inputs):
             plan.worth.update(inner.outputs)
     return plan
+
+
+def _may_not_return(node: Node) -> bool:
+    return node.op.checks_data or node.op.name == "while"
 
 
 def _hoist(node: Node, builder: Builder, renamed: dict[Value, Value]) -> Node:

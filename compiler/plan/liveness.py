@@ -24,6 +24,8 @@ from retrograde.compiler.plan.steps import (
     Schedule,
     Step,
     Tile,
+    WhileStep,
+    inside,
     reads,
     writes,
 )
@@ -76,20 +78,24 @@ def analyse(schedule: Schedule, inplace: bool = True) -> tuple[Schedule, Livenes
 
 
 def walk(steps: Sequence[Step], start: int = 0) -> Iterator[tuple[int, Step, int]]:
-    """(position, step, end): a loop comes first with the position after its last turn's work.
+    """(position, step, end): a step that holds others comes first, with the position after them.
 
-    Each loop takes a position before its body and one after it."""
+    It takes a position before what it holds and one after it, which no other step has."""
     position = start
     for step in steps:
-        if isinstance(step, LoopStep):
-            inner = list(walk(step.body, position + 1))
-            end = (inner[-1][2] + 1) if inner else position + 1
-            yield position, step, end
-            yield from inner
-            position = end + 1
-        else:
+        runs = inside(step)
+        if not runs:
             yield position, step, position
             position += 1
+            continue
+        inner: list[tuple[int, Step, int]] = []
+        end = position + 1
+        for run in runs:
+            inner.extend(walk(run, end))
+            end = max((last for *_, last in inner), default=position) + 1
+        yield position, step, end
+        yield from inner
+        position = end + 1
 
 
 def _lifetimes(schedule: Schedule) -> tuple[dict[Storage, Life], int]:
@@ -112,6 +118,10 @@ def _lifetimes(schedule: Schedule) -> tuple[dict[Storage, Life], int]:
             for _, place in step.slices:
                 touch(place, position)  # written anew at every turn
             for operand, _ in (*step.updates, *step.stacked):
+                touch(operand, end)
+        elif isinstance(step, WhileStep):
+            touch(step.flag, position)  # written in one run of steps, read before the other
+            for operand in (step.flag, *(new for new, _ in step.updates)):
                 touch(operand, end)
     for output in schedule.outputs:
         touch(output, last + 1)
@@ -229,7 +239,7 @@ def _fused_takes_over(step: FusedStep, old: View, new: View) -> bool:
 
 def _share(liveness: Liveness, step: Step, position: int) -> None:
     """Lets the results of an elementwise or fused step take over operands that die in it."""
-    if isinstance(step, (LoopStep, CopyStep, MatmulStep)):
+    if not isinstance(step, (OpStep, FusedStep)):
         return
     if isinstance(step, OpStep) and not step.node.op.inplace:
         return

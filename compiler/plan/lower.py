@@ -1,6 +1,6 @@
 """Lowering: an ordered graph -> steps on views.
 
-Input: a graph of primitive ops, fused regions and scans, in the order to run.  Output: a
+Input: a graph of primitive ops, fused regions, loops and branches, in the order to run.  Output: a
 `Schedule`.  Invariant: ops that only move elements become views where strides allow; results are
 written where they are wanted (`targets`), so that concatenations and the head transposes of
 attention cost no copy.
@@ -9,17 +9,19 @@ attention cost no copy.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.ops.branch import BRANCHES
 from retrograde.compiler.ops.window import extent
 from retrograde.compiler.plan.fused import lower_fused
 from retrograde.compiler.plan.matmul import matrices
 from retrograde.compiler.plan.steps import (
+    BranchStep,
     CopyStep,
     LoopStep,
     MatmulStep,
@@ -27,6 +29,7 @@ from retrograde.compiler.plan.steps import (
     Schedule,
     SizeCheck,
     Step,
+    WhileStep,
 )
 from retrograde.compiler.plan.targets import find_targets
 from retrograde.compiler.plan.views import Literal, Operand, View, new_view
@@ -62,8 +65,8 @@ class _Lowering:
     landed: set[Value] = field(default_factory=set)  # values that were written to their target
     checks: list[SizeCheck] = field(default_factory=list)
 
-    def run(self, graph: Graph) -> None:
-        self.targets = find_targets(graph)
+    def run(self, graph: Graph, wanted: Mapping[Value, View] | None = None) -> None:
+        self.targets = find_targets(graph, wanted)
         for node in graph.nodes:
             self._lower(node)
 
@@ -89,6 +92,10 @@ class _Lowering:
             self.steps.append(lower_fused(node, operands, results, self.threads))
         elif name == "scan":
             self._scan(node)
+        elif name == "cond":
+            self._cond(node)
+        elif name == "while":
+            self._while(node)
         else:
             self._op(node)
 
@@ -210,30 +217,86 @@ class _Lowering:
             place = new_view(b.type, "value", "slice", node.place)
             slices.append((self._view_of(v, node), place))
             inner.places[b] = place
-        captured = []
-        for v, b in zip(node.inputs[m:], body.inputs[m:], strict=True):
-            inner.places[b] = self.places[v]
-            place_of = self.places[v]
-            if isinstance(place_of, View):
-                captured.append(place_of)
+        captured = self._captures(inner, zip(node.inputs[m:], body.inputs[m:], strict=True))
         inner.run(body)
-        results = [inner.places[v] for v in body.outputs]
-        homes = {place.storage for _, place in carries}
-        for i, (r, (_, own)) in enumerate(zip(results[:n], carries, strict=False)):
-            if isinstance(r, View) and r.storage in homes and not r.equals(own):
-                results[i] = inner.kept(r, node)  # another carry's place: save before it changes
+        results = inner.carried(body.outputs[:n], [place for _, place in carries], node)
+        results += [inner.places[v] for v in body.outputs[n:]]
         stacked = []
         for r, v in zip(results[n:], node.outputs[n:], strict=True):
             stacked.append((r, self._result(node, v)))
         for v, (_, place) in zip(node.outputs[:n], carries, strict=True):
             self.places[v] = place
-        updates = tuple(
-            (r, own) for r, (_, own) in zip(results[:n], carries, strict=False) if not own.equals(r)
-        )
+        updates = _updates(results, carries)
         self.steps.append(
             LoopStep(
                 node, node.attrs["length"], node.attrs["reverse"], tuple(carries), tuple(slices),
                 tuple(inner.steps), updates, tuple(stacked), tuple(captured),
+            )
+        )  # fmt: skip
+
+    def carried(self, outputs: Sequence[Value], homes: Sequence[View], node: Node) -> list[Operand]:
+        """The new carries, none of them in a place that an update of another one overwrites."""
+        taken = {place.storage for place in homes}
+        found: list[Operand] = []
+        for v, own in zip(outputs, homes, strict=True):
+            new = self.places[v]
+            if isinstance(new, View) and new.storage in taken and not new.equals(own):
+                new = self.kept(new, node)
+            found.append(new)
+        return found
+
+    def _captures(self, inner: _Lowering, values: Iterable[tuple[Value, Value]]) -> list[View]:
+        """Lets a body read values where they lie; the views among them."""
+        views = []
+        for v, b in values:
+            place = inner.places[b] = self.places[v]
+            if isinstance(place, View):
+                views.append(place)
+        return views
+
+    def _cond(self, node: Node) -> None:
+        results = tuple(self._result(node, v) for v in node.outputs)
+        runs: list[tuple[Step, ...]] = []
+        captured: list[View] = []
+        for name in BRANCHES:
+            branch: Graph = node.attrs[name]
+            inner = _Lowering(self.threads, {}, checks=self.checks)
+            pairs = zip(node.inputs[1:], branch.inputs, strict=True)
+            captured = self._captures(inner, pairs)
+            inner.run(branch, _wanted(branch, results))
+            for v, result in zip(branch.outputs, results, strict=True):
+                place = inner.places[v]
+                if not result.equals(place):
+                    why = "both branches end with it there"
+                    inner.steps.append(CopyStep(place, result, why, node))
+            runs.append(tuple(inner.steps))
+        then, otherwise = runs
+        flag = self.places[node.inputs[0]]
+        self.steps.append(BranchStep(node, flag, then, otherwise, results, tuple(captured)))
+
+    def _while(self, node: Node) -> None:
+        n = node.attrs["carries"]
+        carries = []
+        for v in node.inputs[:n]:
+            carries.append((self.places[v], new_view(v.type, "value", "carry", node.place)))
+        homes = [place for _, place in carries]
+        lowered: list[_Lowering] = []
+        captured: list[View] = []
+        for name in ("condition", "body"):
+            graph: Graph = node.attrs[name]
+            inner = _Lowering(self.threads, {}, checks=self.checks)
+            inner.places.update(zip(graph.inputs, homes, strict=False))
+            captured = self._captures(inner, zip(node.inputs[n:], graph.inputs[n:], strict=True))
+            inner.run(graph)
+            lowered.append(inner)
+        condition, body = lowered
+        updates = _updates(body.carried(node.attrs["body"].outputs, homes, node), carries)
+        self.places.update(zip(node.outputs, homes, strict=True))
+        self.steps.append(
+            WhileStep(
+                node, tuple(carries), tuple(condition.steps),
+                condition.places[node.attrs["condition"].outputs[0]],
+                tuple(body.steps), updates, tuple(captured),
             )
         )  # fmt: skip
 
@@ -242,6 +305,27 @@ class _Lowering:
         copy = new_view(TensorType(view.dtype, view.shape), "value", "carry", node.place)
         self.steps.append(CopyStep(view, copy, "carries that change places", node))
         return copy
+
+
+def _updates(
+    new: Sequence[Operand], carries: Sequence[tuple[Operand, View]]
+) -> tuple[tuple[Operand, View], ...]:
+    """What is copied to the places of the carries at the end of a turn."""
+    pairs = zip(new, carries, strict=False)
+    return tuple((x, place) for x, (_, place) in pairs if not place.equals(x))
+
+
+def _wanted(branch: Graph, results: Sequence[View]) -> dict[Value, View]:
+    """The results that a branch may write right to their places.
+
+    Not parts of one larger storage: whether a value landed is told by its storage alone."""
+    homes = [view.storage for view in results]
+    made = branch.producers()
+    return {
+        v: view
+        for v, view in zip(reversed(branch.outputs), reversed(results), strict=True)
+        if v in made and homes.count(view.storage) == 1
+    }
 
 
 def _limits(node: Node) -> Iterator[tuple[tuple[Dim, ...], str]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.graph import Graph, Node, Value
-from retrograde.compiler.passes.regions import effects_of
+from retrograde.compiler.ops.region import effects_of
 
 _EXTREMES = frozenset({"max", "min", "argmax", "argmin"})  # there is none of no elements
 _ALIASING = frozenset({"reshape", "transpose", "broadcast_to", "slice", "flip"})

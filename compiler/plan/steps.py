@@ -94,32 +94,75 @@ class LoopStep:
     captured: tuple[View, ...]  # read by the body, defined outside
 
 
-Step = OpStep | CopyStep | MatmulStep | FusedStep | LoopStep
+@dataclass(frozen=True, eq=False)
+class BranchStep:
+    """One of two runs of steps, each of which ends with the results in their places."""
+
+    node: Node
+    flag: Operand
+    then: tuple[Step, ...]
+    otherwise: tuple[Step, ...]
+    results: tuple[View, ...]
+    captured: tuple[View, ...]  # read by the branches, defined outside
+
+
+@dataclass(frozen=True, eq=False)
+class WhileStep:
+    """Before it: carries are set; each turn: condition, and where `flag` is true body, updates."""
+
+    node: Node
+    carries: tuple[tuple[Operand, View], ...]  # (initial value, the carry's place)
+    condition: tuple[Step, ...]
+    flag: Operand  # the result of the condition
+    body: tuple[Step, ...]
+    updates: tuple[tuple[Operand, View], ...]  # (new carry, the carry's place)
+    captured: tuple[View, ...]  # read by condition and body, defined outside
+
+
+Step = OpStep | CopyStep | MatmulStep | FusedStep | LoopStep | BranchStep | WhileStep
+
+
+def inside(step: Step) -> tuple[tuple[Step, ...], ...]:
+    """The runs of steps that a step holds, in the order of time."""
+    if isinstance(step, LoopStep):
+        return (step.body,)
+    if isinstance(step, BranchStep):
+        return step.then, step.otherwise
+    if isinstance(step, WhileStep):
+        return step.condition, step.body
+    return ()
 
 
 def reads(step: Step) -> Iterator[View]:
-    """The views that a step reads (of a loop: those from outside of it)."""
+    """The views that a step reads (of one that holds steps: those from outside of it)."""
     if isinstance(step, CopyStep):
         operands: Sequence[Operand] = (step.operand,)
     elif isinstance(step, LoopStep):
         operands = (
             *(x for x, _ in step.carries), *(x for x, _ in step.slices), *step.captured
         )  # fmt: skip
+    elif isinstance(step, BranchStep):
+        operands = (step.flag, *step.captured)
+    elif isinstance(step, WhileStep):
+        operands = (*(x for x, _ in step.carries), *step.captured)
     else:
         operands = step.operands
     return (x for x in operands if isinstance(x, View))
 
 
 def writes(step: Step) -> Iterator[View]:
-    """The views that a step writes, scratch included (of a loop: those read after it)."""
+    """The views that a step writes, scratch included (of one that holds steps: those read after
+    it)."""
     if isinstance(step, CopyStep):
         yield step.result
     elif isinstance(step, LoopStep):
         yield from (place for _, place in step.carries)
         yield from (place for _, place in step.stacked)
+    elif isinstance(step, WhileStep):
+        yield from (place for _, place in step.carries)
     else:
         yield from step.results
-        if not isinstance(step, MatmulStep):
+        if not isinstance(step, (MatmulStep, BranchStep)):
             yield from step.scratch
 
 

@@ -7,15 +7,15 @@ single use, so writing there is all that its reader needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.plan.views import View, new_view
 
 
-def find_targets(graph: Graph) -> dict[Value, View]:
-    """The targets of all values that have one."""
+def find_targets(graph: Graph, wanted: Mapping[Value, View] | None = None) -> dict[Value, View]:
+    """The targets of all values that have one; `wanted` are settled beforehand."""
     uses: dict[Value, int] = {}
     for node in graph.nodes:
         for v in node.inputs:
@@ -23,7 +23,7 @@ def find_targets(graph: Graph) -> dict[Value, View]:
     for v in graph.outputs:
         uses[v] = uses.get(v, 0) + 1
     producers = graph.producers()
-    targets: dict[Value, View] = {}
+    targets: dict[Value, View] = dict(wanted or {})
 
     def only_use(v: Value) -> bool:
         return uses[v] == 1 and v in producers

@@ -9,7 +9,16 @@ import numpy as np
 
 from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ir.registry import all_ops
-from tests.compiler.ops.samples import SAMPLES, Sample, booleans, integers, normal, sample, spaced
+from tests.compiler.ops.samples import (
+    SAMPLES,
+    WHILES,
+    Sample,
+    booleans,
+    integers,
+    normal,
+    sample,
+    spaced,
+)
 
 
 def _unary(*makers: Sample) -> list[Sample]:
@@ -132,6 +141,7 @@ MORE: dict[str, list[Sample]] = {
     ],
     "max": [sample(normal(3, 0), axes=(0,), keepdims=False)],
     "debug_print": [sample(normal(2, 3), normal(), format="{} and {:.3f}")],
+    "while": WHILES,
     "stop_gradient": [sample(normal(2, 3)), sample(normal())],
     "pow": [sample(integers(-3, 4, 3, 4), integers(0, 4, 3, 4))],
     "sum": [

@@ -64,7 +64,8 @@ class RandomGraph:
             self.unary, self.binary, self.binary, self.bounded, self.select, self.reduce,
             self.normalise, self.matmul, self.transpose, self.reshape, self.slice, self.flip,
             self.broadcast, self.concatenate, self.pad, self.set_slice, self.gather, self.scatter,
-            self.run, self.scan, self.number, self.grow, self.causal, self.order, self.cast,
+            self.run, self.scan, self.branch, self.repeat, self.number, self.grow, self.causal,
+            self.order, self.cast,
         )  # fmt: skip
         made = kinds[self.choose(len(kinds))]()
         if made is not None and made.ndim <= LARGEST:
@@ -346,6 +347,54 @@ class RandomGraph:
         )  # fmt: skip
         self.pool.extend(results[:2])
         out: Expr = results[2]
+        return out
+
+    def branch(self) -> Expr:
+        """What runs depends on the mask; the results are new, operands, views and constants."""
+        x = self.any()
+        other = self.having(lambda y: same_shape(y.shape, x.shape))
+        y = x if other is None else other
+        name = ("any", "all")[self.choose(2)]
+        flag = op(name)(self.mask, axes=tuple(range(self.mask.ndim)), keepdims=False)
+        graphs = {}
+        for key in ("then", "otherwise"):
+            inner = Builder(key, Expr)
+            with inner:
+                a, b = (inner.input(v.type) for v in (x, y))
+                new = op("tanh")(a * 0.5 + op("sin")(b))
+                half = op("constant")(value=0.5, dtype=self.dtype)
+                turned = op("flip")(new, axes=tuple(range(a.ndim)))
+                made = (new, a, b, turned, op("broadcast_to")(half, shape=a.shape), new * b)
+                chosen = [made[self.choose(len(made))] for _ in range(2)]
+                graphs[key] = inner.finish([e.value for e in chosen])
+        first, second = op("cond")(flag, x, y, **graphs)
+        self.pool.append(first)
+        out: Expr = self.tame(second) if self.choose(2) else second
+        return out
+
+    def repeat(self) -> Expr:
+        """A loop that its counter ends; nothing is differentiated through it."""
+        x = self.any()
+        other = self.having(lambda y: same_shape(y.shape, x.shape))
+        w = self.having(lambda y: y.ndim <= x.ndim and _broadcasts(x.shape, y.shape))
+        operands = [
+            op("constant")(value=0.0, dtype=self.dtype), x,
+            x if other is None else other, x if w is None else w,
+        ]  # fmt: skip
+        limit, swap = float(self.choose(4)), self.choose(2)
+        condition, body = Builder("condition", Expr), Builder("body", Expr)
+        with condition:
+            n, *_ = (condition.input(v.type) for v in operands)
+            test = condition.finish([(n < limit).value])
+        with body:
+            n, a, b, c = (body.input(v.type) for v in operands)
+            new = op("tanh")(a * 0.5 + b)
+            wider = op("sin")(new + c)
+            new = wider if same_shape(wider.shape, new.shape) else new
+            turn = body.finish([e.value for e in (n + 1.0, *((b, new) if swap else (new, a)))])
+        _, first, second = op("while")(*operands, condition=test, body=turn, carries=3)
+        self.pool.append(op("stop_gradient")(first))
+        out: Expr = op("stop_gradient")(second)
         return out
 
 

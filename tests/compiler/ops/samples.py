@@ -259,7 +259,50 @@ def _custom() -> Mapping[str, Any]:
     }
 
 
+def _true(rng: np.random.Generator) -> Array:
+    return np.asarray(True)
+
+
+def _false(rng: np.random.Generator) -> Array:
+    return np.asarray(False)
+
+
+def _conds() -> list[Sample]:
+    """Branches that read other operands, return one of them, or a constant."""
+
+    def branches() -> Mapping[str, Any]:
+        def otherwise(x: Expr, w: Expr) -> tuple[Expr, ...]:
+            half = Builder.constant(x.builder, 0.5, dtypes.f64)
+            return x * x * x, lookup("broadcast_to")(half, shape=(3, 4))
+
+        shapes = (3, 4), (4,)
+        return {"then": body(_curve, *shapes), "otherwise": body(otherwise, *shapes)}
+
+    return [
+        Sample((_true, normal(3, 4), normal(4)), branches),
+        Sample((_false, normal(3, 4), normal(4)), branches),
+    ]
+
+
+def _repeated() -> Mapping[str, Any]:
+    """h -> 0.5 h + w while the sum of |h| is large; counts the turns."""
+
+    def go_on(h: Expr, w: Expr, n: Expr) -> tuple[Expr, ...]:
+        total = lookup("sum")(lookup("abs")(h), axes=(0,), keepdims=False)
+        return (total > 1.0,)
+
+    def turn(h: Expr, w: Expr, n: Expr) -> tuple[Expr, ...]:
+        return h * 0.5 + w * 0.01, w, n + 1.0
+
+    shapes = (3,), (3,), ()
+    return {"condition": body(go_on, *shapes), "body": body(turn, *shapes), "carries": 3}
+
+
+# Not in the table: it has no derivative.
+WHILES = [Sample((normal(3), normal(3), normal()), _repeated)]
+
 SAMPLES |= {
+    "cond": _conds(),
     "call": _calls(),
     "remat_call": _calls(),
     "fused": _calls(),

@@ -28,6 +28,7 @@ from retrograde.compiler.passes.vectorize import can_vectorize
 from tests.compiler.ops.harness import build, floats
 from tests.compiler.ops.samples import (
     SAMPLES,
+    WHILES,
     Sample,
     between,
     body,
@@ -47,6 +48,8 @@ WITHOUT_RULE = {
     "random_bits": "one key draws one block of bits",
     "random_fold": "one key makes one key",
     "scan": "a loop of its own",
+    "cond": "each step takes its own branch",
+    "while": "each step ends at its own turn",
 }
 COMPOSITES = [op.name for op in all_ops() if op.kind is Kind.COMPOSITE]
 
@@ -81,6 +84,7 @@ def _positive(*shape: int) -> Any:
 
 # Ops without a derivative, which samples.py leaves out, and shapes that meet more of the rules.
 MORE: dict[str, list[Sample]] = {
+    "while": WHILES,
     **{name: _pairs(_whole, _whole) for name in ("equal", "not_equal", "less", "less_equal")},
     **{f"logical_{name}": _pairs(booleans, booleans) for name in ("and", "or", "xor")},
     **{f"bitwise_{name}": _pairs(_small, _small) for name in ("and", "or", "xor")},

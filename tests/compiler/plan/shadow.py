@@ -17,6 +17,7 @@ from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.pipeline import CompiledGraph
 from retrograde.compiler.plan.steps import (
+    BranchStep,
     CopyStep,
     FusedStep,
     LoopStep,
@@ -24,6 +25,7 @@ from retrograde.compiler.plan.steps import (
     OpStep,
     Step,
     Tile,
+    WhileStep,
 )
 from retrograde.compiler.plan.views import Operand, Storage, View
 
@@ -62,6 +64,10 @@ class Shadow:
             self.clock += 1
             if isinstance(step, LoopStep):
                 self.loop(step)
+            elif isinstance(step, BranchStep):
+                self.branch(step)
+            elif isinstance(step, WhileStep):
+                self.repeat(step)
             elif isinstance(step, FusedStep):
                 self.fused(step)
             else:
@@ -131,6 +137,38 @@ class Shadow:
             for result, target in step.stacked:
                 self.read(result)
                 self.write(target, turn)
+            for new, place in step.updates:
+                self.read(new)
+                self.write(place)
+
+    def branch(self, step: BranchStep) -> None:
+        """Both ways, each from the same start; bytes that they leave unlike are nobody's."""
+        self.read(step.flag)
+        before, ends = self.owner, []
+        for run in (step.then, step.otherwise):
+            self.owner = before.copy()
+            for view in step.captured:
+                self.note(view)
+            self.steps(run)
+            for result in step.results:
+                self.read(result)
+            ends.append(self.owner)
+        self.owner = np.where(ends[0] == ends[1], ends[0], -2)
+
+    def repeat(self, step: WhileStep) -> None:
+        for init, place in step.carries:
+            self.read(init)
+            self.write(place)
+        for turn in range(3):
+            self.clock += 1
+            for view in step.captured:
+                self.note(view)
+            self.steps(step.condition)
+            self.read(step.flag)
+            if turn == 2:
+                break
+            self.steps(step.body)
+            self.clock += 1
             for new, place in step.updates:
                 self.read(new)
                 self.write(place)

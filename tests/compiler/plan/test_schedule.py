@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.graph import Graph, same_type
 from retrograde.compiler.ir.verify import verify
+from retrograde.compiler.ops.region import effects_of
 from retrograde.compiler.passes.expand import Expand
-from retrograde.compiler.passes.regions import effects_of
 from retrograde.compiler.plan.schedule import Order, may_refuse, peak_of
 from tests.compiler.passes.harness import same_numbers, written
 from tests.device.random_graphs import RandomGraph

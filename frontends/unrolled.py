@@ -1,0 +1,104 @@
+"""Notices of loops that Python unrolls: the operations being traced -> a warning with the way out.
+
+A builder counts how often an op is made from the same calls, down to the instruction.  Invariant:
+only what a scan could do is told: the repetitions make the same types, and read the same values
+from before the loop.  A walk over the parameters of a model reads others each time.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+from retrograde.compiler.errors import Notice
+from retrograde.compiler.ir.builder import Builder
+from retrograde.compiler.ir.graph import Node, Value, same_type
+from retrograde.compiler.ir.op import Op
+
+MOST = 64  # repetitions without a word
+
+
+class WatchingBuilder(Builder):
+    """A builder that tells, once, of a loop that was unrolled for more than MOST steps."""
+
+    _base: FrameType | None = None  # what called the trace: no frame outside of it counts
+    _told = False
+
+    def __enter__(self) -> Builder:
+        self._base = sys._getframe(1)
+        self._repeated: dict[Any, list[Node]] = {}
+        return super().__enter__()
+
+    def __exit__(self, *details: Any) -> None:
+        self._base = None
+        self._repeated.clear()
+        super().__exit__(*details)
+
+    def emit(self, op: Op, inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Value, ...]:
+        outputs = super().emit(op, inputs, attrs)
+        if self._base is not None and not self._told:
+            node = self.nodes[-1]
+            found = self._repeated.setdefault((op.name, node.scope, *self._calls()), [])
+            found.append(node)
+            if len(found) == MOST + 1 and self._is_loop(found):
+                self._told = True
+                self._repeated.clear()
+                _tell(node)
+        return outputs
+
+    def _calls(self) -> list[tuple[int, int]]:
+        """The calls that led here, inside of the trace."""
+        calls: list[tuple[int, int]] = []
+        frame = sys._getframe(2)
+        while frame is not self._base and frame.f_back is not None:
+            calls.append((id(frame.f_code), frame.f_lasti))
+            frame = frame.f_back
+        return calls
+
+    def _is_loop(self, found: list[Node]) -> bool:
+        """Whether a scan could do what these nodes, and what they are made of, do."""
+        first, middle, last = found[0], found[len(found) // 2], found[-1]
+        for v, *others in zip(first.outputs, middle.outputs, last.outputs, strict=True):
+            if not all(same_type(v.type, other.type) for other in others):
+                return False
+        maker: dict[Value, Node] = {}
+        for node in reversed(self.nodes):
+            maker.update(dict.fromkeys(node.outputs, node))
+            if node is first:
+                break
+        reads = _reads(last, maker)
+        return bool(reads) and reads == _reads(middle, maker)
+
+
+def _reads(node: Node, maker: Mapping[Value, Node]) -> set[Value]:
+    """The values that `node` depends on and that no node of the loop made."""
+    found: set[Value] = set()
+    seen: set[Node] = {node}
+    work = [node]
+    while work:
+        for v in work.pop().inputs:
+            made = maker.get(v)
+            if made is None:
+                found.add(v)
+            elif made not in seen:
+                seen.add(made)
+                work.append(made)
+    return found
+
+
+def _tell(node: Node) -> None:
+    line = linecache.getline(node.loc.file, node.loc.line).strip() if node.loc else ""
+    place = f"{node.loc.full}: " if node.loc else ""
+    turn = "..." if line.startswith(("for ", "while ")) else line
+    warnings.warn(
+        f"{place}a Python loop is unrolled over more than {MOST} steps, each of which is traced "
+        f"and compiled by itself:\n    {line}\nAs one step that runs that often:\n"
+        f"    def step(carry, x):\n        {turn}\n        return carry, y\n"
+        "    carry, ys = rg.scan(step, carry, xs)",
+        Notice,
+        stacklevel=2,
+    )
