@@ -9,9 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is missing: make peers")
 
-from benchmarks.peers import torch_gpt  # noqa: E402  # needs torch
-
 import retrograde as rg  # noqa: E402
+from benchmarks.peers import torch_gpt  # noqa: E402  # needs torch
 from retrograde.runtime.data.batches import Windows, evaluation_batches  # noqa: E402
 from retrograde.runtime.data.text import Vocabulary, split, stdlib_text  # noqa: E402
 
