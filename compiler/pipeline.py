@@ -15,6 +15,7 @@ from pathlib import Path
 import retrograde.compiler.ops  # noqa: F401  # declares the ops
 from retrograde.compiler.codegen.numpy import print_schedule
 from retrograde.compiler.errors import DataError
+from retrograde.compiler.ir.collection import paused_collection
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.verify import verify
 from retrograde.compiler.passes.cse import CSE
@@ -88,6 +89,11 @@ class CompiledGraph:
 
 def compile_graph(graph: Graph, options: Options | None = None) -> CompiledGraph:
     """Runs the pipeline."""
+    with paused_collection():
+        return _compile(graph, options)
+
+
+def _compile(graph: Graph, options: Options | None) -> CompiledGraph:
     options = options or Options.from_environment()
     sizes = reference_sizes(graph, options.at)
     stages = {"trace": graph}

@@ -15,6 +15,7 @@ from functools import cached_property
 from retrograde.compiler.errors import ShapeError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.location import where
 from retrograde.compiler.plan.bounds import PeakForm, peak_terms
 from retrograde.compiler.plan.memory import Buffer, Orientation, lower_bound
 from retrograde.compiler.plan.specs import BufferSpec, Port
@@ -165,8 +166,12 @@ class Peak:
         """The bytes at the sizes of the symbols, such as B=32, T=256."""
         names = {s.name for s in self.program.symbols}
         if set(sizes) != names:
-            raise ShapeError(f"sizes for {sorted(names)} are needed, got {sorted(sizes)}")
-        exact = {name: operator.index(size) for name, size in sizes.items()}
+            wanted, got = sorted(names), sorted(sizes)
+            raise ShapeError(f"{where()}sizes for {wanted} are needed, got {got}")
+        try:
+            exact = {name: operator.index(size) for name, size in sizes.items()}
+        except TypeError:
+            raise ShapeError(f"{where()}sizes are whole numbers, got {sizes}") from None
         return self.form.at(exact) if self.form.exact else self.program.layout(exact)[2]
 
     def __str__(self) -> str:

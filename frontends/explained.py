@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from retrograde.compiler.errors import BudgetError, ShapeError, UnsupportedError
+from retrograde.compiler.errors import BudgetError, DataError, ShapeError, UnsupportedError
 from retrograde.compiler.inspect.dot import to_dot
 from retrograde.compiler.inspect.report import report
 from retrograde.compiler.inspect.svg import to_svg
@@ -102,7 +102,14 @@ class Explained:
         drawings = {".svg": to_svg, ".dot": to_dot}
         if kind not in drawings:
             raise UnsupportedError(f"{where()}cannot draw {str(path)!r}: use .svg or .dot")
-        Path(path).write_text(drawings[kind](self.ir(stage)), encoding="utf-8")
+        picture = drawings[kind](self.ir(stage))
+        try:
+            Path(path).write_text(picture, encoding="utf-8")
+        except OSError as error:
+            raise DataError(
+                f"{where()}cannot write {str(path)!r} ({error.strerror}): give a file in a folder "
+                "that exists and can be written"
+            ) from error
 
     def explain(self, name: str) -> str:
         """What is called `name`: an input, an output, a module path or a source line

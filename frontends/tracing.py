@@ -20,6 +20,7 @@ from retrograde import scopes, tree
 from retrograde.compiler.errors import TraceError
 from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ir.builder import Builder, current, required
+from retrograde.compiler.ir.collection import paused_collection
 from retrograde.compiler.ir.dims import Poly
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.expr import SCALARS, Expr, cast, dim_number
@@ -151,7 +152,7 @@ def trace_root(
     call: Callable[[list[Expr]], Any],
 ) -> Traced:
     """The graph of `call`, which gets one expression for each type; weak results become strong."""
-    with scopes.binding(), WatchingBuilder(name, Tracer) as builder:
+    with paused_collection(), scopes.binding(), WatchingBuilder(name, Tracer) as builder:
         result = call(_declared(builder, types, names, weak))
         leaves, structure = tree.flatten(result)
         paths = output_names(structure)
