@@ -258,4 +258,6 @@ def _jvp(fn: Function, args: tuple[Any, ...], tangents: tuple[Any, ...]) -> tupl
     _, push = _vjp(pulled, seeds)
     pushed = dict(zip(pull.of, push.apply([primals[i] for i in pull.wrt]), strict=True))
     made = [pushed[i] if i in pushed else zeros(expression(x).type) for i, x in enumerate(results)]
+    for tangent, x in zip(made, results, strict=True):
+        tangent.weak = expression(x).weak  # of a plain number: both take the same type
     return out, tree.unflatten(results_structure, made)

@@ -42,7 +42,7 @@ class _Cluster:
 
 @dataclass(frozen=True)
 class Group:
-    """Forms the groups.  `window`: how many clusters back a group may still grow."""
+    """Groups elementwise chains and row reductions into steps.  `window`: how many clusters back a group may still grow."""
 
     window: int = 48
     largest: int = 40

@@ -34,7 +34,7 @@ def is_costly(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class HoistScan:
-    """Hoists out of every scan of a graph."""
+    """Moves what needs no carry out of loops, as ops over all steps."""
 
     def __call__(self, graph: Graph) -> Graph:
         if not any(node.op.name == "scan" for node in graph.nodes):

@@ -25,7 +25,7 @@ Total = Callable[[Vectorized], Expr]  # the sum over the steps, once the stacks 
 
 @dataclass(frozen=True)
 class SinkScan:
-    """Sinks out of every scan of a graph."""
+    """Moves sums over time, and results that take a product, behind loops."""
 
     def __call__(self, graph: Graph) -> Graph:
         if not any(node.op.name == "scan" for node in graph.nodes):

@@ -507,3 +507,10 @@ def test_debug_print(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "c 0.0\nc 1.0\n"
     with pytest.raises(UnsupportedError, match=r"test_transforms\.py"):
         rg.jit(lambda x: (rg.debug.print("{} {}", x), x)[1])(np.ones(2))
+
+
+@pytest.mark.parametrize("number", [3.0, np.float32(3.0), np.array(3.0, "f4"), np.array(3.0)])
+def test_a_tangent_has_the_type_of_its_value(number: Any) -> None:
+    value, tangent = rg.jvp(lambda x: x * x, (number,), (number / 3,))
+    assert (value, tangent) == (9.0, 6.0)
+    assert value.dtype == tangent.dtype
