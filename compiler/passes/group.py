@@ -42,7 +42,9 @@ class _Cluster:
 
 @dataclass(frozen=True)
 class Group:
-    """Groups elementwise chains and row reductions into steps.  `window`: how many clusters back a group may still grow."""
+    """Groups elementwise chains and row reductions into steps.
+
+    `window`: how many clusters back a group may still grow; `largest`: its most members."""
 
     window: int = 48
     largest: int = 40
