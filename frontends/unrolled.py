@@ -62,6 +62,8 @@ class WatchingBuilder(Builder):
     def _is_loop(self, found: list[Node]) -> bool:
         """Whether a scan could do what these nodes, and what they are made of, do."""
         first, middle, last = found[0], found[len(found) // 2], found[-1]
+        if middle.inputs == last.inputs:
+            return False  # the same again, as x[0] in a walk over parameters: no step of anything
         for v, *others in zip(first.outputs, middle.outputs, last.outputs, strict=True):
             if not all(same_type(v.type, other.type) for other in others):
                 return False

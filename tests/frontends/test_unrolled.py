@@ -125,3 +125,10 @@ def test_parts_of_unlike_shapes_are_no_steps() -> None:
         return parts
 
     assert notices(f, rg.spec("f32", 70 * 71 // 2)) == []
+
+
+def test_the_same_operation_again_is_no_step() -> None:
+    def f(xs: Any, w: Any) -> Any:
+        return [rnp.tanh(w) for _ in range(70)]
+
+    assert notices(f, *SPECS) == []
