@@ -68,10 +68,6 @@ call = register(
 )
 
 
-def _float_indices(values: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(i for i, v in enumerate(values) if v.dtype.is_float)
-
-
 def seeded(outputs: Sequence[Any], cotangents: Sequence[Expr | None]) -> tuple[int, ...]:
     """The float results that a cotangent reached."""
     return tuple(

@@ -177,10 +177,11 @@ def _cheap(node: Node, carried: set[Value]) -> bool:
         return True
     if node.op.kind is not Kind.ELEMENTWISE:
         return False
-    return node.op.name in _ARITHMETIC
+    return node.op.name in ARITHMETIC
 
 
-_ARITHMETIC = frozenset(
+# Ops that cost less to run again than their results cost to keep.
+ARITHMETIC = frozenset(
     {"add", "sub", "mul", "neg", "select", "cast", "maximum", "minimum", "relu", "abs", "sign",
      "equal", "not_equal", "less", "less_equal", "logical_not", "logical_and", "logical_or",
      "stop_gradient"}

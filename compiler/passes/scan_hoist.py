@@ -16,20 +16,17 @@ from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.ops.region import nested
+from retrograde.compiler.ops.scan import ARITHMETIC
 from retrograde.compiler.passes.dce import has_effect
+from retrograde.compiler.passes.regions import rewrite_scans
 from retrograde.compiler.passes.vectorize import can_vectorize, vectorize
-
-CHEAP = frozenset(
-    {"add", "sub", "mul", "neg", "abs", "sign", "select", "cast", "maximum", "minimum", "relu",
-     "equal", "not_equal", "less", "less_equal", "logical_not", "logical_and", "logical_or"}
-)  # fmt: skip
 
 
 def is_costly(node: Node) -> bool:
     """Whether an op is worth moving for its own sake."""
     if node.op.kind in (Kind.MOVE, Kind.CREATE):
         return False
-    return node.op.kind is not Kind.ELEMENTWISE or node.op.name not in CHEAP
+    return node.op.kind is not Kind.ELEMENTWISE or node.op.name not in ARITHMETIC
 
 
 @dataclass(frozen=True)
@@ -37,21 +34,11 @@ class HoistScan:
     """Moves what needs no carry out of loops, as ops over all steps."""
 
     def __call__(self, graph: Graph) -> Graph:
-        if not any(node.op.name == "scan" for node in graph.nodes):
-            return graph
-        builder = Builder(graph.name, Expr)
-        builder.inputs.extend(graph.inputs)
-        builder.input_names.extend(graph.input_names)
-        renamed: dict[Value, Value] = {}
-        with builder:
-            for node in graph.nodes:
-                if any(v in renamed for v in node.inputs):
-                    node = node.with_inputs(renamed.get(v, v) for v in node.inputs)
-                if node.op.name == "scan":
-                    node = _hoist(node, builder, renamed)
-                builder.append(node)
-        outputs = [renamed.get(v, v) for v in graph.outputs]
-        return builder.finish(outputs, graph.output_names, graph.aliases)
+        return rewrite_scans(graph, _emit)
+
+
+def _emit(node: Node, builder: Builder, renamed: dict[Value, Value]) -> None:
+    builder.append(_hoist(node, builder, renamed))
 
 
 @dataclass

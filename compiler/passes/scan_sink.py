@@ -17,7 +17,8 @@ from retrograde.compiler.ir.builder import Builder, new_value
 from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value, same_type
 from retrograde.compiler.ir.registry import Kind, lookup
-from retrograde.compiler.passes.dce import has_effect
+from retrograde.compiler.passes.dce import DCE, has_effect
+from retrograde.compiler.passes.regions import rewrite_scans
 from retrograde.compiler.passes.vectorize import Vectorized, can_vectorize, vectorize
 
 Total = Callable[[Vectorized], Expr]  # the sum over the steps, once the stacks are there
@@ -28,23 +29,12 @@ class SinkScan:
     """Moves sums over time, and results that take a product, behind loops."""
 
     def __call__(self, graph: Graph) -> Graph:
-        if not any(node.op.name == "scan" for node in graph.nodes):
-            return graph
-        builder = Builder(graph.name, Expr)
-        builder.inputs.extend(graph.inputs)
-        builder.input_names.extend(graph.input_names)
-        renamed: dict[Value, Value] = {}
         makers = graph.producers()
-        with builder:
-            for node in graph.nodes:
-                if any(v in renamed for v in node.inputs):
-                    node = node.with_inputs(renamed.get(v, v) for v in node.inputs)
-                if node.op.name == "scan":
-                    _Sinking(node).emit(builder, renamed, makers)
-                else:
-                    builder.append(node)
-        outputs = [renamed.get(v, v) for v in graph.outputs]
-        return builder.finish(outputs, graph.output_names, graph.aliases)
+
+        def emit(node: Node, builder: Builder, renamed: dict[Value, Value]) -> None:
+            _Sinking(node).emit(builder, renamed, makers)
+
+        return rewrite_scans(graph, emit)
 
 
 class _Sinking:
@@ -242,7 +232,7 @@ class _Sinking:
             input_names=tuple(names[i] for i in entering),
             output_names=(),
         )  # fmt: skip
-        smaller = smaller.replace(nodes=_live(smaller))
+        smaller = DCE()(smaller)
         length = node.attrs["length"]
         extra = [new_value(TensorType(v.dtype, (length, *v.shape))) for v in stacks]
         builder.append(
@@ -298,14 +288,3 @@ def _shaped(x: Expr, like: Value) -> Expr:
         return x
     out: Expr = lookup("reshape")(x, shape=like.shape)
     return out
-
-
-def _live(graph: Graph) -> tuple[Node, ...]:
-    """The nodes that the outputs and effects need."""
-    live = set(graph.outputs)
-    found: list[Node] = []
-    for node in reversed(graph.nodes):
-        if has_effect(node) or any(v in live for v in node.outputs):
-            found.append(node)
-            live.update(node.inputs)
-    return tuple(reversed(found))
