@@ -7,8 +7,9 @@ writes every result into the arena through `out=`; names are generated, never ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from retrograde.compiler.codegen.spelling import Spelling, comment, number
 from retrograde.compiler.ir import dims
@@ -22,9 +23,13 @@ from retrograde.compiler.plan.steps import (
     LoopStep,
     MatmulStep,
     OpStep,
+    PartStep,
+    ReplayStep,
     Schedule,
+    Segments,
     Statement,
     Step,
+    SweepStep,
     Tile,
     WhileStep,
 )
@@ -100,14 +105,20 @@ class _Printer:
     bindings: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)  # by the expression that makes it
     heading: str = ""
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+    outer: _Printer | None = None  # of the code around, for code over one segment
 
     def bind(self, prefix: str, expression: str) -> str:
         """The name of `expression`, evaluated once at binding."""
         found = self.names.get(expression)
         if found is None:
-            found = self.names[expression] = f"{prefix}{len(self.names)}"
+            found = self.names[expression] = self.fresh(prefix)
             self.bindings.append(f"{found} = {expression}")
         return found
+
+    def fresh(self, prefix: str) -> str:
+        """A name that nothing else has."""
+        return f"{prefix}{next(self.numbers)}"
 
     def name(self, x: Operand) -> str:
         """The variable that holds an operand."""
@@ -143,6 +154,10 @@ class _Printer:
                 lines.extend(self._branch(step, depth))
             elif isinstance(step, WhileStep):
                 lines.extend(self._while(step, depth))
+            elif isinstance(step, SweepStep):
+                lines.extend(self._sweep(step, depth))
+            elif isinstance(step, ReplayStep):
+                lines.extend(self._replay(step, depth))
             else:
                 lines.extend(indent + line for line in self._step(step))
             for position in sorted(set(self.times[id(step)])):
@@ -154,6 +169,8 @@ class _Printer:
         if isinstance(step, CopyStep):
             target, operand = self.name(step.result), self.name(step.operand)
             return [f"xp.copyto({target}, {operand})  # {step.why}"]
+        if isinstance(step, PartStep):
+            return [self._part(step)]
         if isinstance(step, MatmulStep):
             a, b = map(self.name, step.operands)
             return [f"xp.matmul({a}, {b}, out={self.name(step.results[0])})"]
@@ -258,6 +275,54 @@ class _Printer:
             lines.append(f"{inner}pass")
         self.heading = ""
         return lines
+
+    def _sweep(self, step: SweepStep, depth: int) -> list[str]:
+        indent = INDENT * depth
+        parts = self._parts(step.cut, step.advance)
+        carries = self._listed([place for _, place in step.carries])
+        slots = self.spell.size(step.cut.slots)
+        call = f"rt.sweep({parts}, {slots}, {carries}, {self._listed(step.kept)})"
+        return [*self._copies(step.carries, indent), indent + call]
+
+    def _replay(self, step: ReplayStep, depth: int) -> list[str]:
+        indent = INDENT * depth
+        advance, retreat = (self._parts(step.cut, run) for run in (step.advance, step.retreat))
+        slots = self.spell.size(step.cut.slots)
+        call = f"rt.replay({advance}, {retreat}, {slots}, {self._listed(step.kept)})"
+        return [*self._copies(step.carries, indent), indent + call]
+
+    def _listed(self, views: Sequence[View]) -> str:
+        return f"[{', '.join(map(self.name, views))}]"
+
+    def _parts(self, cut: Segments, run: Sequence[Step]) -> str:
+        """The name of a loop's segments, each a function that runs the steps over it.
+
+        The views over a segment are made by a function of its number of steps, whose parameter
+        hides the size of that name: once for whole segments, once for the rest."""
+        self.heading = ""
+        inner = replace(self, bindings=[], names={}, heading="", outer=self)
+        body = inner.steps(run, 2)
+        (size,) = dims.symbols(cut.segment)
+        part = self.fresh("part")
+        self.bindings += [
+            f"def {part}({self.spell.size(dims.dim(size.name))}):",
+            *(INDENT + line for line in inner.bindings),
+            f"{INDENT}def run(start):",
+            *(body or [2 * INDENT + "pass"]),
+            f"{INDENT}return run",
+        ]
+        length, segment = self.spell.size(cut.length), self.spell.size(cut.segment)
+        return self.bind("parts", f"rt.parts({length}, {segment}, {cut.reverse}, {part})")
+
+    def _part(self, step: PartStep) -> str:
+        assert self.outer is not None
+        if not step.back:
+            assert isinstance(step.operand, View)
+            whole, place = self.outer.name(step.operand), self.name(step.result)
+            return f"xp.copyto({place}, {whole}[start:start + len({place})])"
+        whole = self.outer.name(step.result)
+        steps = self.spell.size(step.node.attrs["segment"])
+        return f"xp.copyto({whole}[start:start + {steps}], {self.name(step.operand)})"
 
 
 # Ops that the support library spells, by the name of its function.

@@ -8,6 +8,7 @@ is named in the docstring.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +24,8 @@ from retrograde.compiler.ops.index_kernels import (
     scatter_set_into,
 )
 from retrograde.compiler.ops.random import philox_bits, philox_fold
+from retrograde.compiler.ops.segments import segments
+from retrograde.compiler.plan.revolve import checkpoints
 
 Array = Any  # an array of the module `xp`
 
@@ -112,6 +115,52 @@ class Support:
         """The tiles of a fused step."""
         arrays = [*operands, *results]
         return Tiles(shape, arrays, scratch, rows, whole_rows)
+
+    # --- loops in segments
+
+    def parts(
+        self, length: int, segment: int, reverse: bool, make: Callable[[int], Callable[[int], None]]
+    ) -> list[Callable[[], None]]:
+        """A function for each segment, in their order; `make` gives those of equal size."""
+        cut = list(segments(length, segment, reverse))
+        made = {steps: make(steps) for steps in dict.fromkeys(steps for _, steps in cut)}
+        return [partial(made[steps], start) for start, steps in cut]
+
+    def sweep(
+        self, parts: Sequence[Callable[[], None]], slots: int, carries: Sequence[Array],
+        kept: Sequence[Array],
+    ) -> None:  # fmt: skip
+        """Runs all segments, and keeps the states that the way back begins with: the schedule's in
+        their slots, the one that enters the last segment in the last row."""
+        if not parts:
+            return
+        for action in checkpoints(len(parts), slots).sweep:
+            if action.kind == "store":
+                self._move(carries, [rows[action.slot, ...] for rows in kept])
+            else:
+                parts[action.index]()
+        self._move(carries, [rows[slots, ...] for rows in kept])
+        parts[-1]()
+
+    def replay(
+        self, advance: Sequence[Callable[[], None]], retreat: Sequence[Callable[[], None]],
+        slots: int, kept: Sequence[Array],
+    ) -> None:  # fmt: skip
+        """Reverses all segments, last to first."""
+        at_work = [rows[slots, ...] for rows in kept]
+        for action in checkpoints(len(advance), slots).back:
+            if action.kind == "reverse":
+                retreat[action.index]()
+            elif action.kind == "advance":
+                advance[action.index]()
+            elif action.kind == "store":
+                self._move(at_work, [rows[action.slot, ...] for rows in kept])
+            else:
+                self._move([rows[action.slot, ...] for rows in kept], at_work)
+
+    def _move(self, sources: Sequence[Array], targets: Sequence[Array]) -> None:
+        for source, target in zip(sources, targets, strict=True):
+            target[...] = source
 
     # --- rows within a tile: reductions over the last axis, which stays with size 1
 

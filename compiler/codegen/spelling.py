@@ -16,7 +16,8 @@ from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import Attrs, Graph
 
 _TAKEN = re.compile(
-    r"memory|at|bytes|rt|xp|run|bind|support|range|float|len|(?:v|c|f|i|x|y|t|tiles)\d+"
+    r"memory|at|bytes|rt|xp|run|bind|support|range|float|len|start"
+    r"|(?:v|c|f|i|x|y|t|tiles|part|parts)\d+"
 )
 
 

@@ -22,6 +22,7 @@ from retrograde.compiler.ops import (  # noqa: F401  # each registers its ops
     region,
     rows,
     scan,
+    segments,
     sort,
     special,
     window,

@@ -10,20 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from retrograde.compiler.ir.dims import same
-from retrograde.compiler.ir.graph import TensorType, same_shape
-from retrograde.compiler.ir.registry import Kind
-from retrograde.compiler.plan.fused import first_write, last_read
+from retrograde.compiler.ir.graph import TensorType
+from retrograde.compiler.plan.in_place import takes_over
 from retrograde.compiler.plan.schedule import may_refuse
 from retrograde.compiler.plan.steps import (
     CopyStep,
     FusedStep,
     LoopStep,
-    MatmulStep,
     OpStep,
     Schedule,
     Step,
-    Tile,
     WhileStep,
     inside,
     reads,
@@ -68,9 +64,9 @@ def analyse(schedule: Schedule, inplace: bool = True) -> tuple[Schedule, Livenes
     lives, steps = _lifetimes(schedule)
     merged: dict[Storage, Storage] = {}
     liveness = Liveness(lives, steps, merged)
-    for storage, state in schedule.merged:
-        merged[storage] = state
-        _extend(lives, state, lives[storage])
+    for storage, home in schedule.merged:
+        merged[storage] = home
+        _extend(lives, home, lives[storage])
     if inplace:
         for position, step, _ in walk(schedule.steps):
             _share(liveness, step, position)
@@ -164,7 +160,7 @@ def _with_donation_copies(schedule: Schedule) -> Schedule:
             and new.storage not in taken
             and lives[new.storage].first > gate
             and _read_before(lives, old, new, maker[0])
-            and _takes_over(maker[1], old, new)
+            and takes_over(maker[1], old, new)
         ):
             taken.add(new.storage)
             merged.append((new.storage, old.storage))
@@ -178,7 +174,7 @@ def _with_donation_copies(schedule: Schedule) -> Schedule:
         tuple(outputs),
         schedule.donated,
         schedule.checks,
-        tuple(merged),
+        (*schedule.merged, *merged),
     )
 
 
@@ -199,44 +195,6 @@ def _read_before(lives: dict[Storage, Life], old: View, new: View, maker: int) -
     return read < written or read == written == maker
 
 
-def _takes_over(step: Step, old: View, new: View) -> bool:
-    """Whether `step` may write `new` where it reads `old`."""
-    if not (new.whole and old.whole) or not same(new.storage.bytes, old.storage.bytes):
-        return False
-    if new.dtype is not old.dtype or not same_shape(new.shape, old.shape):
-        return False
-    if any(v.storage is old.storage and not old.equals(v) for v in reads(step)):
-        return False
-    if isinstance(step, OpStep):
-        places = [i for i, x in enumerate(step.operands) if old.equals(x)]
-        return all(i in step.node.op.inplace for i in places)
-    if isinstance(step, FusedStep):
-        return _fused_takes_over(step, old, new)
-    if isinstance(step, (CopyStep, MatmulStep)):
-        return not any(v.storage is old.storage for v in reads(step))
-    return False
-
-
-def _fused_takes_over(step: FusedStep, old: View, new: View) -> bool:
-    result = next(j for j, v in enumerate(step.results) if v.storage is new.storage)
-    written = first_write(step, result)
-    for i, x in enumerate(step.operands):
-        if not old.equals(x):
-            continue
-        read = last_read(step, i)
-        if read > written:
-            return False
-        if read == written:
-            statement = step.statements[read]
-            tile = Tile("x", i)
-            places = [k for k, t in enumerate(statement.operands) if t == tile]
-            if not all(k in statement.node.op.inplace for k in places):
-                return False
-            if statement.node.op.kind is not Kind.ELEMENTWISE:
-                return False
-    return True
-
-
 def _share(liveness: Liveness, step: Step, position: int) -> None:
     """Lets the results of an elementwise or fused step take over operands that die in it."""
     if not isinstance(step, (OpStep, FusedStep)):
@@ -252,7 +210,7 @@ def _share(liveness: Liveness, step: Step, position: int) -> None:
             home = liveness.home(old.storage)
             if home.kind not in ("value", "input") or home is storage:
                 continue
-            if lives[home].last != position or not _takes_over(step, old, new):
+            if lives[home].last != position or not takes_over(step, old, new):
                 continue
             if any(liveness.home(v.storage) is home and not old.equals(v) for v in reads(step)):
                 continue

@@ -19,6 +19,7 @@ from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.ops.branch import BRANCHES
 from retrograde.compiler.ops.window import extent
 from retrograde.compiler.plan.fused import lower_fused
+from retrograde.compiler.plan.lower_segments import lower_replay, lower_sweep
 from retrograde.compiler.plan.matmul import matrices
 from retrograde.compiler.plan.steps import (
     BranchStep,
@@ -32,7 +33,7 @@ from retrograde.compiler.plan.steps import (
     WhileStep,
 )
 from retrograde.compiler.plan.targets import find_targets
-from retrograde.compiler.plan.views import Literal, Operand, View, new_view
+from retrograde.compiler.plan.views import Literal, Operand, Storage, View, new_view
 
 
 def lower(graph: Graph, threads: int = 1) -> Schedule:
@@ -43,19 +44,21 @@ def lower(graph: Graph, threads: int = 1) -> Schedule:
         new_view(v.type, "state" if i in donated else "input", name)
         for i, (v, name) in enumerate(zip(graph.inputs, names, strict=True))
     )
-    lowering = _Lowering(threads, dict(zip(graph.inputs, inputs, strict=True)))
+    lowering = Lowering(threads, dict(zip(graph.inputs, inputs, strict=True)))
     lowering.run(graph)
     for v in graph.outputs:  # constants among them have no node left that made their shape
         for (lower, upper), what in _sizes(v):
             if dims.decide_le(lower, upper) is not True:
                 lowering.checks.append(SizeCheck(lower, upper, what))
     outputs = tuple(lowering.places[v] for v in graph.outputs)
-    checks = tuple(lowering.checks)
-    return Schedule(graph.name, tuple(lowering.steps), inputs, outputs, graph.aliases, checks)
+    return Schedule(
+        graph.name, tuple(lowering.steps), inputs, outputs, graph.aliases,
+        tuple(lowering.checks), tuple(lowering.merged),
+    )  # fmt: skip
 
 
 @dataclass
-class _Lowering:
+class Lowering:
     """The state of one walk over a graph: where each value lies, and the steps so far."""
 
     threads: int
@@ -64,6 +67,11 @@ class _Lowering:
     targets: dict[Value, View] = field(default_factory=dict)
     landed: set[Value] = field(default_factory=set)  # values that were written to their target
     checks: list[SizeCheck] = field(default_factory=list)
+    merged: list[tuple[Storage, Storage]] = field(default_factory=list)
+
+    def inside(self) -> Lowering:
+        """The state for a walk over a sub-graph."""
+        return Lowering(self.threads, {}, checks=self.checks, merged=self.merged)
 
     def run(self, graph: Graph, wanted: Mapping[Value, View] | None = None) -> None:
         self.targets = find_targets(graph, wanted)
@@ -86,9 +94,9 @@ class _Lowering:
                 v for n in node.attrs["body"].nodes if n.op.kind is Kind.REDUCE for v in n.inputs
             }
             operands = [
-                self._view_of(v, node) if v in summed else self.places[v] for v in node.inputs
+                self.view_of(v, node) if v in summed else self.places[v] for v in node.inputs
             ]
-            results = [self._result(node, v) for v in node.outputs]
+            results = [self.result(node, v) for v in node.outputs]
             self.steps.append(lower_fused(node, operands, results, self.threads))
         elif name == "scan":
             self._scan(node)
@@ -96,10 +104,14 @@ class _Lowering:
             self._cond(node)
         elif name == "while":
             self._while(node)
+        elif name == "scan_sweep":
+            self.steps.append(lower_sweep(self, node))
+        elif name == "scan_replay":
+            self.steps.append(lower_replay(self, node))
         else:
             self._op(node)
 
-    def _result(self, node: Node, v: Value) -> View:
+    def result(self, node: Node, v: Value) -> View:
         """Where `v` is written: its target if it has one, else a storage of its own."""
         target = self.targets.get(v)
         if target is not None:
@@ -115,13 +127,13 @@ class _Lowering:
         operands = tuple(
             self.places[v]
             if elementwise or (i == 0 and node.op.name in _FILLED)
-            else self._view_of(v, node)
+            else self.view_of(v, node)
             for i, v in enumerate(node.inputs)
         )
-        results = tuple(self._result(node, v) for v in node.outputs)
+        results = tuple(self.result(node, v) for v in node.outputs)
         self.steps.append(OpStep(node, operands, results))
 
-    def _view_of(self, v: Value, node: Node) -> View:
+    def view_of(self, v: Value, node: Node) -> View:
         """The place of `v`; of a constant one element is written, and stretched."""
         place = self.places[v]
         if isinstance(place, View):
@@ -144,7 +156,7 @@ class _Lowering:
             return
         moved = _VIEWS[node.op.name](node, place)
         if moved is None:
-            result = self._result(node, out)
+            result = self.result(node, out)
             shaped = result.reshaped(source.shape)
             if shaped is None:  # the target is too scattered for the shape of what is copied
                 self.landed.discard(out)
@@ -169,7 +181,7 @@ class _Lowering:
 
     def _concatenate(self, node: Node) -> None:
         axis = node.attrs["axis"]
-        out = self._result(node, node.output)
+        out = self.result(node, node.output)
         start: Dim = 0
         for v in node.inputs:
             if v not in self.landed or self.targets[v].storage is not out.storage:
@@ -179,7 +191,7 @@ class _Lowering:
 
     def _matmul(self, node: Node) -> None:
         operands: list[View] = []
-        for wanted in matrices(node, [self._view_of(v, node) for v in node.inputs]):
+        for wanted in matrices(node, [self.view_of(v, node) for v in node.inputs]):
             if isinstance(wanted, View):
                 operands.append(wanted)
                 continue
@@ -192,7 +204,7 @@ class _Lowering:
             operands.append(packed)
         left, right = operands
         shape = (*left.shape[:-1], right.shape[-1])
-        result = self._result(node, node.output)
+        result = self.result(node, node.output)
         matrix = result.reshaped(shape)
         if matrix is None or not (_unit_stride(matrix) or _unit_stride(_flipped_axes(matrix))):
             self.landed.discard(node.output)
@@ -207,7 +219,7 @@ class _Lowering:
     def _scan(self, node: Node) -> None:
         body: Graph = node.attrs["body"]
         n, m = node.attrs["carries"], node.attrs["carries"] + node.attrs["slices"]
-        inner = _Lowering(self.threads, {}, checks=self.checks)
+        inner = self.inside()
         carries, slices = [], []
         for v, b in zip(node.inputs[:n], body.inputs[:n], strict=True):
             place = new_view(b.type, "value", "carry", node.place)
@@ -215,15 +227,15 @@ class _Lowering:
             inner.places[b] = place
         for v, b in zip(node.inputs[n:m], body.inputs[n:m], strict=True):
             place = new_view(b.type, "value", "slice", node.place)
-            slices.append((self._view_of(v, node), place))
+            slices.append((self.view_of(v, node), place))
             inner.places[b] = place
-        captured = self._captures(inner, zip(node.inputs[m:], body.inputs[m:], strict=True))
+        captured = self.captures(inner, zip(node.inputs[m:], body.inputs[m:], strict=True))
         inner.run(body)
         results = inner.carried(body.outputs[:n], [place for _, place in carries], node)
         results += [inner.places[v] for v in body.outputs[n:]]
         stacked = []
         for r, v in zip(results[n:], node.outputs[n:], strict=True):
-            stacked.append((r, self._result(node, v)))
+            stacked.append((r, self.result(node, v)))
         for v, (_, place) in zip(node.outputs[:n], carries, strict=True):
             self.places[v] = place
         updates = _updates(results, carries)
@@ -245,7 +257,7 @@ class _Lowering:
             found.append(new)
         return found
 
-    def _captures(self, inner: _Lowering, values: Iterable[tuple[Value, Value]]) -> list[View]:
+    def captures(self, inner: Lowering, values: Iterable[tuple[Value, Value]]) -> list[View]:
         """Lets a body read values where they lie; the views among them."""
         views = []
         for v, b in values:
@@ -255,14 +267,14 @@ class _Lowering:
         return views
 
     def _cond(self, node: Node) -> None:
-        results = tuple(self._result(node, v) for v in node.outputs)
+        results = tuple(self.result(node, v) for v in node.outputs)
         runs: list[tuple[Step, ...]] = []
         captured: list[View] = []
         for name in BRANCHES:
             branch: Graph = node.attrs[name]
-            inner = _Lowering(self.threads, {}, checks=self.checks)
+            inner = self.inside()
             pairs = zip(node.inputs[1:], branch.inputs, strict=True)
-            captured = self._captures(inner, pairs)
+            captured = self.captures(inner, pairs)
             inner.run(branch, _wanted(branch, results))
             for v, result in zip(branch.outputs, results, strict=True):
                 place = inner.places[v]
@@ -280,13 +292,13 @@ class _Lowering:
         for v in node.inputs[:n]:
             carries.append((self.places[v], new_view(v.type, "value", "carry", node.place)))
         homes = [place for _, place in carries]
-        lowered: list[_Lowering] = []
+        lowered: list[Lowering] = []
         captured: list[View] = []
         for name in ("condition", "body"):
             graph: Graph = node.attrs[name]
-            inner = _Lowering(self.threads, {}, checks=self.checks)
+            inner = self.inside()
             inner.places.update(zip(graph.inputs, homes, strict=False))
-            captured = self._captures(inner, zip(node.inputs[n:], graph.inputs[n:], strict=True))
+            captured = self.captures(inner, zip(node.inputs[n:], graph.inputs[n:], strict=True))
             inner.run(graph)
             lowered.append(inner)
         condition, body = lowered

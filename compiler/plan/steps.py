@@ -6,7 +6,7 @@ already say where everything lies, so a printer only has to spell the steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from retrograde.compiler.ir.dims import Dim
@@ -119,7 +119,63 @@ class WhileStep:
     captured: tuple[View, ...]  # read by condition and body, defined outside
 
 
-Step = OpStep | CopyStep | MatmulStep | FusedStep | LoopStep | BranchStep | WhileStep
+@dataclass(frozen=True, eq=False)
+class PartStep:
+    """Copies what the segment at work covers of a stacked array: to `result`, or with `back` to
+    that part of `result`."""
+
+    node: Node
+    operand: Operand
+    result: View
+    back: bool = False
+
+
+@dataclass(frozen=True)
+class Segments:
+    """How the steps of a loop are cut: `length` of them into segments of `segment`, whose symbol
+    has that name within the runs of steps over one segment."""
+
+    length: Dim
+    segment: Dim
+    symbol: str
+    slots: Dim
+    reverse: bool
+
+
+@dataclass(frozen=True, eq=False)
+class SweepStep:
+    """A loop in segments.  Before it: carries are set; each segment: `advance`, which leaves the
+    new carries in their places.  Some of the carries that enter a segment go to `kept`."""
+
+    node: Node
+    cut: Segments
+    carries: tuple[tuple[Operand, View], ...]  # (initial value, the carry's place)
+    advance: tuple[Step, ...]
+    kept: tuple[View, ...]  # by carry: [slots + 1, ...], the last row for the last segment
+    stacked: tuple[View, ...]  # the stacked results
+    captured: tuple[View, ...]  # read by the segments, defined outside
+
+
+@dataclass(frozen=True, eq=False)
+class ReplayStep:
+    """The way back through a loop in segments.  Before it: carries are set.  `advance` runs a
+    segment on the last row of `kept`, and leaves the new state there; `retreat` reverses the
+    segment that this state enters, and leaves the new carries in their places."""
+
+    node: Node
+    cut: Segments
+    kept: tuple[View, ...]
+    carries: tuple[tuple[Operand, View], ...]
+    advance: tuple[Step, ...]
+    retreat: tuple[Step, ...]
+    stacked: tuple[View, ...]
+    captured: tuple[View, ...]
+
+
+Step = (
+    OpStep | CopyStep | MatmulStep | FusedStep | LoopStep | BranchStep | WhileStep
+    | PartStep | SweepStep | ReplayStep
+)  # fmt: skip
 
 
 def inside(step: Step) -> tuple[tuple[Step, ...], ...]:
@@ -130,12 +186,24 @@ def inside(step: Step) -> tuple[tuple[Step, ...], ...]:
         return step.then, step.otherwise
     if isinstance(step, WhileStep):
         return step.condition, step.body
+    if isinstance(step, SweepStep):
+        return (step.advance,)
+    if isinstance(step, ReplayStep):
+        return step.advance, step.retreat
     return ()
+
+
+def walk_all(steps: Iterable[Step]) -> Iterator[Step]:
+    """The steps and all that they hold."""
+    for step in steps:
+        yield step
+        for run in inside(step):
+            yield from walk_all(run)
 
 
 def reads(step: Step) -> Iterator[View]:
     """The views that a step reads (of one that holds steps: those from outside of it)."""
-    if isinstance(step, CopyStep):
+    if isinstance(step, (CopyStep, PartStep)):
         operands: Sequence[Operand] = (step.operand,)
     elif isinstance(step, LoopStep):
         operands = (
@@ -143,8 +211,10 @@ def reads(step: Step) -> Iterator[View]:
         )  # fmt: skip
     elif isinstance(step, BranchStep):
         operands = (step.flag, *step.captured)
-    elif isinstance(step, WhileStep):
+    elif isinstance(step, (WhileStep, SweepStep)):
         operands = (*(x for x, _ in step.carries), *step.captured)
+    elif isinstance(step, ReplayStep):
+        operands = (*(x for x, _ in step.carries), *step.captured, *step.kept)
     else:
         operands = step.operands
     return (x for x in operands if isinstance(x, View))
@@ -153,8 +223,12 @@ def reads(step: Step) -> Iterator[View]:
 def writes(step: Step) -> Iterator[View]:
     """The views that a step writes, scratch included (of one that holds steps: those read after
     it)."""
-    if isinstance(step, CopyStep):
+    if isinstance(step, (CopyStep, PartStep)):
         yield step.result
+    elif isinstance(step, (SweepStep, ReplayStep)):
+        yield from (place for _, place in step.carries)
+        yield from step.kept
+        yield from step.stacked
     elif isinstance(step, LoopStep):
         yield from (place for _, place in step.carries)
         yield from (place for _, place in step.stacked)

@@ -1,0 +1,192 @@
+"""Checkpointing over time: scans and their reverse scans -> sweeps and replays in segments.
+
+Graph -> Graph.  The scan no longer stacks residuals: it keeps the states that enter some of its
+segments, and the reverse scan runs each segment forward again, with residuals, before it goes back
+through it.  Hoisting and sinking then act on one segment at a time.  How many steps a segment has
+and how many states are kept are symbols, bound when sizes are.  Invariant: same values up to the
+order of summation over time.
+
+Source: Griewank & Walther 2000 for the schedule; Gruslys et al., "Memory-efficient backpropagation
+through time" (2016) for its use on recurrent networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.builder import Builder, next_id
+from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.expr import Expr
+from retrograde.compiler.ir.graph import Graph, Node, Origin, TensorType, Value
+from retrograde.compiler.ir.registry import lookup
+from retrograde.compiler.ops.scan import scan
+from retrograde.compiler.ops.segments import snapshots
+from retrograde.compiler.passes.dce import DCE
+from retrograde.compiler.passes.scan_pairs import (
+    ScanPair,
+    constants_of,
+    find_pairs,
+    slices_of,
+)
+
+SEGMENT, SLOTS = "segment", "slots"  # the plan's symbols: steps of a segment, states kept
+
+
+@dataclass(frozen=True)
+class SegmentScans:
+    """Turns each pair of a scan and its reverse scan into a sweep and a replay."""
+
+    segment: str = SEGMENT
+    slots: str = SLOTS
+
+    def __call__(self, graph: Graph) -> Graph:
+        pairs = find_pairs(graph)
+        if not pairs:
+            return graph
+        forward = {pair.forward: pair for pair in pairs}
+        backward = {pair.backward: pair for pair in pairs}
+        returned = set(graph.outputs)
+        users = graph.users()
+        nodes: list[Node] = []
+        kept: dict[ScanPair, Sequence[Value]] = {}
+        for node in graph.nodes:
+            if node in forward:
+                pair = forward[node]
+                stacks = node.outputs[node.attrs["carries"] :]
+                needed = [
+                    v for v in stacks
+                    if v in returned or any(user is not pair.backward for user in users.get(v, ()))
+                ]  # fmt: skip
+                swept = self._sweep(pair, needed)
+                kept[pair] = swept.outputs[-node.attrs["carries"] :]
+                nodes.append(swept)
+            elif node in backward:
+                nodes.append(self._replay(backward[node], kept[backward[node]]))
+            else:
+                nodes.append(node)
+        return graph.replace(nodes=tuple(nodes))
+
+    def _sizes(self) -> tuple[Dim, Dim]:
+        return dims.dim(self.segment), dims.dim(self.slots)
+
+    def _sweep(self, pair: ScanPair, needed: Sequence[Value]) -> Node:
+        """The forward scan, which returns the last carries, `needed` and the kept states."""
+        node, (segment, slots) = pair.forward, self._sizes()
+        n = node.attrs["carries"]
+        carries = node.inputs[:n]
+        slices = list(dict.fromkeys(slices_of(node)))
+        constants = list(dict.fromkeys(constants_of(node)))
+        part = _Part(f"{node.attrs['body'].name}.advance", segment)
+        with part.builder:
+            states = part.whole([v.type for v in carries], "carry")
+            part.slices(slices)
+            part.constants(constants)
+            found = part.scan(node, states, needed)
+            advance = part.finish(found)
+        states_kept = [Value(next_id(), snapshots(v.type, slots)) for v in carries]
+        return _region(
+            node, "scan_sweep",
+            (*carries, *slices, *constants),
+            (*node.outputs[:n], *needed, *states_kept),
+            {
+                "advance": advance, "carries": n, "slices": len(slices),
+                "length": node.attrs["length"], "reverse": node.attrs["reverse"],
+                "segment": segment, "symbol": self.segment, "slots": slots,
+            },
+        )  # fmt: skip
+
+    def _replay(self, pair: ScanPair, kept: Sequence[Value]) -> Node:
+        """The reverse scan from the `kept` states."""
+        first, last, (segment, slots) = pair.forward, pair.backward, self._sizes()
+        n, k = first.attrs["carries"], last.attrs["carries"]
+        made = set(pair.read)
+        given = [v for v in slices_of(last) if v not in made]
+        slices = list(dict.fromkeys([*slices_of(first), *given]))
+        constants = list(dict.fromkeys([*constants_of(first), *constants_of(last)]))
+        state_types = [v.type for v in first.inputs[:n]]
+
+        part = _Part(f"{first.attrs['body'].name}.advance", segment)
+        with part.builder:
+            states = part.whole(state_types, "carry")
+            part.slices(slices)
+            part.constants(constants)
+            advance = part.finish(part.scan(first, states, ()))
+        part = _Part(f"{last.attrs['body'].name}.retreat", segment)
+        with part.builder:
+            states = part.whole(state_types, "carry")
+            backs = part.whole([v.type for v in last.inputs[:k]], "d carry")
+            part.slices(slices)
+            part.constants(constants)
+            again = Origin("recompute", "segments", (first.id,), group=first.id)
+            with part.builder.located(first.loc, first.scope, again):
+                residuals = part.scan(first, states, pair.read)[n:]
+            part.known.update(zip(pair.read, residuals, strict=True))
+            retreat = part.finish(part.scan(last, backs, last.outputs[k:]))
+        return _region(
+            last, "scan_replay",
+            (*kept, *last.inputs[:k], *slices, *constants),
+            last.outputs,
+            {
+                "advance": advance, "retreat": retreat, "states": n, "carries": k,
+                "slices": len(slices), "length": first.attrs["length"],
+                "reverse": first.attrs["reverse"], "segment": segment, "symbol": self.segment,
+                "slots": slots,
+            },
+        )  # fmt: skip
+
+
+class _Part:
+    """A graph over one segment in the making.  `known`: outer values as they are in it."""
+
+    def __init__(self, name: str, segment: Dim) -> None:
+        self.builder = Builder(name, Expr)
+        self.segment = segment
+        self.known: dict[Value, Expr] = {}
+
+    def whole(self, types: Sequence[TensorType], name: str) -> list[Expr]:
+        return [self.builder.input(t, name) for t in types]
+
+    def slices(self, values: Sequence[Value]) -> None:
+        for v in values:
+            type = TensorType(v.dtype, (self.segment, *v.shape[1:]))
+            self.known[v] = self.builder.input(type, "slice")
+
+    def constants(self, values: Sequence[Value]) -> None:
+        # A value may be sliced by one scan and read whole by the other: then it has two inputs,
+        # and the later one is what the constants of `scan` find.
+        self.fixed = {v: self.builder.input(v.type, "constant") for v in values}
+
+    def scan(self, node: Node, carries: Sequence[Expr], wanted: Sequence[Value]) -> list[Expr]:
+        """`node` over one segment: its last carries, then the stacked results `wanted`."""
+        n = node.attrs["carries"]
+        body: Graph = node.attrs["body"]
+        places = [node.outputs.index(v) for v in wanted]
+        body = body.replace(
+            outputs=(*body.outputs[:n], *(body.outputs[i] for i in places)), output_names=()
+        )
+        operands = [
+            *carries,
+            *(self.known[v] for v in slices_of(node)),
+            *(self.fixed[v] for v in constants_of(node)),
+        ]
+        attrs = {**node.attrs, "body": DCE()(body), "length": self.segment}
+        if self.builder.origin.made_by == "segments":
+            results = scan(*operands, **attrs)
+        else:
+            with self.builder.located(node.loc, node.scope, node.origin):
+                results = scan(*operands, **attrs)
+        return list(results) if isinstance(results, tuple) else [results]
+
+    def finish(self, results: Sequence[Expr]) -> Graph:
+        return self.builder.finish([e.value for e in results])
+
+
+def _region(
+    node: Node, op: str, inputs: Sequence[Value], outputs: Sequence[Value], attrs: dict[str, object]
+) -> Node:
+    return Node(
+        next_id(), lookup(op), tuple(inputs), attrs, tuple(outputs), node.loc, node.scope,
+        Origin(node.origin.role, "segments", (node.id, *node.origin.ancestors[:3])),
+    )  # fmt: skip

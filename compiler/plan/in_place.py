@@ -1,0 +1,60 @@
+"""Writing a result where an operand lies: (step, old place, new place) -> whether it may.
+
+Invariant: yes only where no element is written before every statement of the step that reads it has
+run.
+"""
+
+from __future__ import annotations
+
+from retrograde.compiler.ir.dims import same
+from retrograde.compiler.ir.graph import same_shape
+from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.plan.fused import first_write, last_read
+from retrograde.compiler.plan.steps import (
+    CopyStep,
+    FusedStep,
+    MatmulStep,
+    OpStep,
+    Step,
+    Tile,
+    reads,
+)
+from retrograde.compiler.plan.views import View
+
+
+def takes_over(step: Step, old: View, new: View) -> bool:
+    """Whether `step` may write `new` where it reads `old`."""
+    if not (new.whole and old.whole) or not same(new.storage.bytes, old.storage.bytes):
+        return False
+    if new.dtype is not old.dtype or not same_shape(new.shape, old.shape):
+        return False
+    if any(v.storage is old.storage and not old.equals(v) for v in reads(step)):
+        return False
+    if isinstance(step, OpStep):
+        places = [i for i, x in enumerate(step.operands) if old.equals(x)]
+        return all(i in step.node.op.inplace for i in places)
+    if isinstance(step, FusedStep):
+        return _fused_takes_over(step, old, new)
+    if isinstance(step, (CopyStep, MatmulStep)):
+        return not any(v.storage is old.storage for v in reads(step))
+    return False
+
+
+def _fused_takes_over(step: FusedStep, old: View, new: View) -> bool:
+    result = next(j for j, v in enumerate(step.results) if v.storage is new.storage)
+    written = first_write(step, result)
+    for i, x in enumerate(step.operands):
+        if not old.equals(x):
+            continue
+        read = last_read(step, i)
+        if read > written:
+            return False
+        if read == written:
+            statement = step.statements[read]
+            tile = Tile("x", i)
+            places = [k for k, t in enumerate(statement.operands) if t == tile]
+            if not all(k in statement.node.op.inplace for k in places):
+                return False
+            if statement.node.op.kind is not Kind.ELEMENTWISE:
+                return False
+    return True

@@ -1,0 +1,158 @@
+"""Lowering loops in segments: `scan_sweep` and `scan_replay` -> steps over one segment.
+
+Invariant: a run of steps over one segment begins with the copies of what it reads of the stacked
+operands, and ends with the new carries in their places; nothing else passes from run to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.graph import Graph, Node, Value
+from retrograde.compiler.ops.segments import replay_parts, sweep_parts
+from retrograde.compiler.plan.in_place import takes_over
+from retrograde.compiler.plan.steps import (
+    CopyStep,
+    PartStep,
+    ReplayStep,
+    Segments,
+    Step,
+    SweepStep,
+    reads,
+    walk_all,
+    writes,
+)
+from retrograde.compiler.plan.views import Operand, View, new_view
+
+if TYPE_CHECKING:
+    from retrograde.compiler.plan.lower import Lowering
+
+
+def lower_sweep(outer: Lowering, node: Node) -> SweepStep:
+    """The step of a `scan_sweep`; its results get their places."""
+    n = node.attrs["carries"]
+    first = len(node.outputs) - n
+    init, slices, constants = sweep_parts(node.inputs, node.attrs)
+    graph: Graph = node.attrs["advance"]
+    carries = [_carry(outer, v, node) for v in init]
+    places = [place for _, place in carries]
+    stacked = tuple(outer.result(node, v) for v in node.outputs[n:first])
+    kept = tuple(outer.result(node, v) for v in node.outputs[first:])
+    run = _Run(outer, node, graph)
+    run.enter(places, slices, constants)
+    run.leave(places, stacked)
+    outer.places.update(zip(node.outputs[:n], places, strict=True))
+    return SweepStep(
+        node, _cut(node), tuple(carries), tuple(run.steps), kept, stacked, tuple(run.captured)
+    )
+
+
+def lower_replay(outer: Lowering, node: Node) -> ReplayStep:
+    """The step of a `scan_replay`; its results get their places."""
+    k = node.attrs["carries"]
+    states, init, slices, constants = replay_parts(node.inputs, node.attrs)
+    kept = [outer.view_of(v, node) for v in states]
+    at_work = [_last_row(view, node.attrs["slots"]) for view in kept]
+    carries = [_carry(outer, v, node) for v in init]
+    places = [place for _, place in carries]
+    stacked = tuple(outer.result(node, v) for v in node.outputs[k:])
+    advance = _Run(outer, node, node.attrs["advance"])
+    advance.enter(at_work, slices, constants)
+    advance.leave(at_work, ())
+    retreat = _Run(outer, node, node.attrs["retreat"])
+    retreat.enter([*at_work, *places], slices, constants)
+    retreat.leave(places, stacked)
+    outer.places.update(zip(node.outputs[:k], places, strict=True))
+    captured = dict.fromkeys((*advance.captured, *retreat.captured))
+    return ReplayStep(
+        node, _cut(node), tuple(kept), tuple(carries), tuple(advance.steps), tuple(retreat.steps),
+        stacked, tuple(captured),
+    )  # fmt: skip
+
+
+def _cut(node: Node) -> Segments:
+    attrs = node.attrs
+    return Segments(
+        attrs["length"], attrs["segment"], attrs["symbol"], attrs["slots"], attrs["reverse"]
+    )
+
+
+def _carry(outer: Lowering, v: Value, node: Node) -> tuple[Operand, View]:
+    return outer.places[v], new_view(v.type, "value", "carry", node.place)
+
+
+def _last_row(view: View, slots: Dim) -> View:
+    """The state at work among the kept ones."""
+    shape = view.shape[1:]
+    starts = (slots, *(0 for _ in shape))
+    row = view.sliced(starts, (1,) * len(starts), (1, *shape)).reshaped(shape)
+    assert row is not None
+    return row
+
+
+class _Run:
+    """The steps over one segment in the making."""
+
+    def __init__(self, outer: Lowering, node: Node, graph: Graph) -> None:
+        self.outer = outer
+        self.node = node
+        self.graph = graph
+        self.inner = outer.inside()
+        self.captured: list[View] = []
+
+    @property
+    def steps(self) -> list[Step]:
+        return self.inner.steps
+
+    def enter(
+        self, carries: Sequence[View], slices: Sequence[Value], constants: Sequence[Value]
+    ) -> None:
+        """Gives the inputs of the graph their places, and lowers it."""
+        inputs = iter(self.graph.inputs)
+        read = {v for node in self.graph.nodes for v in node.inputs} | set(self.graph.outputs)
+        for place in carries:
+            self.inner.places[next(inputs)] = place
+        for v in slices:
+            mine = next(inputs)
+            if mine not in read:
+                continue
+            whole = self.outer.view_of(v, self.node)
+            place = self.inner.places[mine] = new_view(
+                mine.type, "value", "segment", self.node.place
+            )
+            self.captured.append(whole)
+            self.steps.append(PartStep(self.node, whole, place))
+        self.captured += self.outer.captures(self.inner, zip(constants, inputs, strict=True))
+        self.inner.run(self.graph)
+
+    def leave(self, places: Sequence[View], stacked: Sequence[View]) -> None:
+        """Stores the stacked results and the new carries, which the graph returns in this order."""
+        k = len(places)
+        results = self.inner.carried(self.graph.outputs[:k], places, self.node)
+        for v, whole in zip(self.graph.outputs[k:], stacked, strict=True):
+            self.steps.append(PartStep(self.node, self.inner.places[v], whole, back=True))
+        for new, place in zip(results, places, strict=True):
+            if place.equals(new) or self._made_in(place, new):
+                continue
+            self.steps.append(CopyStep(new, place, "the carry of the next segment", self.node))
+
+    def _made_in(self, place: View, new: Operand) -> bool:
+        """Whether the new carry can be written right where the old one lies, and then is."""
+        if not isinstance(new, View) or new.storage.kind != "value":
+            return False
+        if any(storage is new.storage for storage, _ in self.outer.merged):
+            return False
+        writers = [
+            s for s in walk_all(self.steps) if any(v.storage is new.storage for v in writes(s))
+        ]
+        if len(writers) != 1 or writers[0] not in self.steps:
+            return False
+        after = self.steps[self.steps.index(writers[0]) + 1 :]
+        if any(v.storage is place.storage for s in after for v in (*reads(s), *writes(s))):
+            return False
+        if not takes_over(writers[0], place, new):
+            return False
+        self.outer.merged.append((new.storage, place.storage))
+        return True
