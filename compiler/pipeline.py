@@ -1,23 +1,27 @@
 """The whole order of passes, on one screen: traced Graph -> Program.
 
-Differentiation has happened by then: `grad` applies `Backward` while it traces.  Invariant: the
-verifier runs after every pass when it is on, and every stage can be kept or dumped by name.
+Differentiation has happened by then: `grad` applies `Backward` while it traces.  With a budget the
+graph is compiled once for each recipe of the ladder.  Invariant: the verifier runs after every pass
+when it is on, and every stage can be kept or dumped by name.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import retrograde.compiler.ops  # noqa: F401  # declares the ops
 from retrograde.compiler.codegen.numpy import print_schedule
 from retrograde.compiler.errors import DataError
+from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.collection import paused_collection
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.verify import verify
+from retrograde.compiler.ops.region import graph_cost
 from retrograde.compiler.passes.cse import CSE
 from retrograde.compiler.passes.dce import DCE
 from retrograde.compiler.passes.expand import Expand
@@ -26,21 +30,27 @@ from retrograde.compiler.passes.group import Group
 from retrograde.compiler.passes.regions import everywhere
 from retrograde.compiler.passes.rows import RowProducts
 from retrograde.compiler.passes.scan_hoist import HoistScan
+from retrograde.compiler.passes.scan_segments import SegmentScans
 from retrograde.compiler.passes.scan_sink import SinkScan
 from retrograde.compiler.passes.simplify import Simplify
-from retrograde.compiler.plan.build import Planned, plan_program
+from retrograde.compiler.plan.build import Planned, plan_program, time_loops
+from retrograde.compiler.plan.recipe import Recipe, TimeLoop
 from retrograde.compiler.plan.schedule import Order
 from retrograde.compiler.program import Program
 
 Pass = Callable[[Graph], Graph]
 REFERENCE_SIZE = 64  # what a symbol counts as where `at` does not tell
 
-PIPELINE: tuple[tuple[str, Pass], ...] = (
+Stage = tuple[str, Pass]
+
+ALGEBRA: tuple[Stage, ...] = (
     ("dce", DCE()),
     ("expand", Expand()),
     ("simplify", Simplify()),
     ("fold", Fold()),
     ("cse", CSE()),
+)
+LOOPS: tuple[Stage, ...] = (
     ("hoist", HoistScan()),
     ("sink", SinkScan()),
     ("cse-again", CSE()),
@@ -49,24 +59,37 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("clean", DCE()),
     ("group", Group()),
 )
+PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS)
+
+# What a budget may choose from: the passes of each recipe, run between ALGEBRA and LOOPS.
+KEEP = "keep everything"
+LADDER: tuple[tuple[str, tuple[Stage, ...]], ...] = (
+    (KEEP, ()),
+    ("keep some states", (("segments", SegmentScans()),)),
+)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to compile.  `at`: the sizes the plan is made for.  `poison` overwrites dead buffers,
+    """How to compile.  `at`: the sizes the plan is made for.  `budget`: the most bytes that the
+    arena may have.  `poison` overwrites dead buffers,
     `reuse=False` gives every buffer its own place: two ways to find faults of the plan."""
 
     at: Mapping[str, int] = field(default_factory=dict)
+    budget: int | None = None
     poison: bool = False
     reuse: bool = True
     verify: bool = False
     dump: str | None = None
 
     @classmethod
-    def from_environment(cls, at: Mapping[str, int] | None = None) -> Options:
+    def from_environment(
+        cls, at: Mapping[str, int] | None = None, budget: int | None = None
+    ) -> Options:
         """The options that the RETROGRADE_ variables ask for."""
         return cls(
             at=dict(at or {}),
+            budget=budget,
             poison=_flag("POISON"),
             reuse=not _flag("NO_REUSE"),
             verify=_flag("VERIFY"),
@@ -80,15 +103,34 @@ def _flag(name: str) -> bool:
 
 @dataclass(frozen=True)
 class CompiledGraph:
-    """A program and the graphs that led to it, by stage."""
+    """A program, and for each of its recipes the graphs that led to it, by stage."""
 
     program: Program
+    recipes: tuple[CompiledRecipe, ...]
+
+    @property
+    def stages(self) -> Mapping[str, Graph]:
+        """Those of the first recipe."""
+        return self.recipes[0].stages
+
+    @property
+    def planned(self) -> Planned:
+        """That of the first recipe."""
+        return self.recipes[0].planned
+
+
+@dataclass(frozen=True)
+class CompiledRecipe:
+    """A recipe and how it came about."""
+
+    recipe: Recipe
     stages: Mapping[str, Graph]
     planned: Planned
 
 
 def compile_graph(graph: Graph, options: Options | None = None) -> CompiledGraph:
-    """Runs the pipeline."""
+    """Runs the pipeline.  Raises BudgetError where no recipe is within the budget at the sizes that
+    the plan is made for."""
     with paused_collection():
         return _compile(graph, options)
 
@@ -96,33 +138,81 @@ def compile_graph(graph: Graph, options: Options | None = None) -> CompiledGraph
 def _compile(graph: Graph, options: Options | None) -> CompiledGraph:
     options = options or Options.from_environment()
     sizes = reference_sizes(graph, options.at)
+    symbols = tuple(graph.symbols()[name] for name in sorted(graph.symbols()))
     stages = {"trace": graph}
     _check(graph, "trace", options)
-    passes: tuple[tuple[str, Pass], ...] = (*PIPELINE, ("order", Order(sizes)))
-    for name, transform in passes:
-        graph = everywhere(transform, graph)
-        stages[name] = graph
-        _check(graph, name, options)
-    planned = plan_program(graph, sizes, inplace=options.reuse)
-    symbols = tuple(graph.symbols()[name] for name in sorted(graph.symbols()))
-    source = print_schedule(
-        planned.schedule, planned.liveness, planned.places, [s.name for s in symbols],
-        poison=options.poison,
-    )  # fmt: skip
+    stages |= _staged(graph, ALGEBRA, options)
+    start = stages[ALGEBRA[-1][0]]
+    made = []
+    for name, passes in LADDER:
+        changed = _staged(start, passes, options)
+        if passes and changed[passes[-1][0]] is start:
+            continue  # there is nothing in the graph for this recipe
+        end = changed[passes[-1][0]] if passes else start
+        made.append(_recipe(name, end, {**stages, **changed}, symbols, sizes, options))
+        if options.budget is None:
+            break
+    planned = made[0].planned
     program = Program(
         name=graph.name,
         symbols=symbols,
         inputs=planned.inputs,
         outputs=planned.outputs,
         returned=planned.returned,
-        buffers=planned.buffers,
-        orientation=planned.orientation,
-        source=source,
-        reuse=options.reuse,
+        recipes=tuple(item.recipe for item in made),
+        budget=options.budget,
     )
+    if options.budget is not None:
+        program.choose(sizes)
     if options.dump:
-        _dump(Path(options.dump), stages, program, sizes)
-    return CompiledGraph(program, stages, planned)
+        _dump(Path(options.dump), made, program, sizes)
+    return CompiledGraph(program, tuple(made))
+
+
+def _staged(graph: Graph, passes: Sequence[Stage], options: Options) -> dict[str, Graph]:
+    """The graph after each of the passes."""
+    stages: dict[str, Graph] = {}
+    for name, transform in passes:
+        graph = stages[name] = everywhere(transform, graph)
+        _check(graph, name, options)
+    return stages
+
+
+def _recipe(
+    name: str,
+    graph: Graph,
+    stages: Mapping[str, Graph],
+    symbols: Sequence[dims.Symbol],
+    sizes: Mapping[str, int],
+    options: Options,
+) -> CompiledRecipe:
+    """Runs the rest of the pipeline, and plans."""
+    loops = time_loops(graph)
+    sizes = {**sizes, **_reference_cuts(loops, sizes)}
+    last = _staged(graph, (*LOOPS, ("order", Order(sizes))), options)
+    graph = last["order"]
+    planned = plan_program(graph, sizes, inplace=options.reuse)
+    own = dict.fromkeys(s for loop in loops for s in (loop.segment, loop.slots))
+    everything = (*symbols, *(dims.symbols(dims.dim(s))[0] for s in own))
+    source = print_schedule(
+        planned.schedule, planned.liveness, planned.places, [s.name for s in everything],
+        poison=options.poison,
+    )  # fmt: skip
+    recipe = Recipe(
+        name, everything, planned.buffers, planned.orientation, source, graph_cost(graph),
+        loops, options.reuse,
+    )  # fmt: skip
+    return CompiledRecipe(recipe, {**stages, **last}, planned)
+
+
+def _reference_cuts(loops: Sequence[TimeLoop], sizes: Mapping[str, int]) -> dict[str, int]:
+    """What the plan's symbols count as while buffers are placed: about as many states as steps."""
+    cuts = {}
+    for loop in loops:
+        length = max(1, dims.evaluate(loop.length, sizes))
+        cuts[loop.segment] = max(1, math.isqrt(length) // 3)
+        cuts[loop.slots] = -(-length // cuts[loop.segment])
+    return cuts
 
 
 def reference_sizes(graph: Graph, at: Mapping[str, int]) -> dict[str, int]:
@@ -143,10 +233,11 @@ _dumped = itertools.count(1)
 
 
 def _dump(
-    folder: Path, stages: Mapping[str, Graph], program: Program, sizes: Mapping[str, int]
+    folder: Path, made: Sequence[CompiledRecipe], program: Program, sizes: Mapping[str, int]
 ) -> None:
-    """Writes every stage: 00-trace.ir …, plan.txt, schedule.py; from the second program of a
-    process on into a folder of its own, 2-name."""
+    """Writes every stage of the recipe for `sizes`: 00-trace.ir …, plan.txt, schedule.py; from the
+    second program of a process on into a folder of its own, 2-name."""
+    chosen = made[program.choose(sizes).index]
     number = next(_dumped)
     if number > 1:
         folder = folder / f"{number}-{''.join(c if c.isalnum() else '_' for c in program.name)}"
@@ -154,9 +245,9 @@ def _dump(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"RETROGRADE_DUMP: cannot make the folder {folder}: {error}") from None
-    for i, (name, graph) in enumerate(stages.items()):
+    for i, (name, graph) in enumerate(chosen.stages.items()):
         (folder / f"{i:02d}-{name}.ir").write_text(graph.text(), encoding="utf-8")
-    (folder / "schedule.py").write_text(program.source, encoding="utf-8")
+    (folder / "schedule.py").write_text(chosen.recipe.source, encoding="utf-8")
     plan = program.plan(sizes)
     lines = [
         f"peak {plan.peak_bytes} bytes at {dict(sizes)}, bound {plan.lower_bound_bytes}",

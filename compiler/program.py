@@ -1,26 +1,30 @@
 """What the runtime gets: plain data and source text.
 
-A `Program` is a list of buffers with lifetimes and symbolic sizes, the order in which they lie in
-the arena, the ports of inputs and outputs, and the source of the schedule.  Invariant: nothing in
-it depends on a size; `layout` binds sizes by evaluation alone.
+A `Program` has the ports of inputs and outputs and a ladder of recipes: buffers with lifetimes and
+symbolic sizes, the order in which they lie in the arena, the source of a schedule.  Binding sizes
+picks the cheapest recipe that is within the budget.  Invariant: nothing in it depends on a size.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from retrograde.compiler.errors import ShapeError
+from retrograde.compiler.errors import BudgetError, ShapeError
 from retrograde.compiler.ir import dims
-from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.location import where
-from retrograde.compiler.plan.bounds import PeakForm, peak_terms
-from retrograde.compiler.plan.memory import Buffer, Orientation, lower_bound
+from retrograde.compiler.plan.bounds import PeakForm
+from retrograde.compiler.plan.choice import Choice, choose
+from retrograde.compiler.plan.memory import Buffer, lower_bound
+from retrograde.compiler.plan.recipe import Recipe
 from retrograde.compiler.plan.specs import BufferSpec, Port
 
-__all__ = ["BufferSpec", "MemoryPlan", "Peak", "PlacedBuffer", "Port", "Program"]
+__all__ = [
+    "BufferSpec", "Choice", "MemoryPlan", "Peak", "PlacedBuffer", "Port", "Program", "Recipe",
+]  # fmt: skip
+
+_KEPT = 256  # sizes whose choice is remembered
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class MemoryPlan:
 
     `peak_bytes` is the height of the arena: state, inputs, every temporary.  `output_bytes` are the
     fresh arrays that a call returns, on top.  `lower_bound_bytes` is the most that is live at once
-    in this order of steps; `gap_fraction` how far the plan lies above it."""
+    in this order of steps; `gap_fraction` how far the plan lies above it.  `recipe` is the one that
+    the budget let pick, with its `plan_sizes`."""
 
     sizes: Mapping[str, int]
     peak_bytes: int
@@ -50,6 +55,9 @@ class MemoryPlan:
     output_bytes: int
     lower_bound_bytes: int
     buffers: tuple[PlacedBuffer, ...]
+    recipe: str = ""
+    plan_sizes: Mapping[str, int] = field(default_factory=dict)  # what the recipe left open
+    recomputed_steps: int = 0  # steps of loops over time that run forward again
 
     @property
     def arena_bytes(self) -> int:
@@ -77,79 +85,106 @@ class Program:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     returned: tuple[int, ...]  # the outputs that a call returns; the others replace state
-    buffers: tuple[BufferSpec, ...]  # state first, in the order of the donated inputs
-    orientation: Orientation  # of the buffers that are not state
-    source: str
-    reuse: bool = True  # False: every buffer has a place of its own
+    recipes: tuple[Recipe, ...]  # the first is the one that needs no budget
+    budget: int | None = None  # bytes of the arena
+    _chosen: dict[tuple[int, ...], Choice] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def buffers(self) -> tuple[BufferSpec, ...]:
+        """Those of the first recipe."""
+        return self.recipes[0].buffers
+
+    @property
+    def source(self) -> str:
+        """That of the first recipe."""
+        return self.recipes[0].source
 
     @property
     def state_count(self) -> int:
-        """How many buffers are state."""
-        return sum(1 for b in self.buffers if b.kind == "state")
-
-    @cached_property
-    def _sizes(self) -> Callable[..., tuple[int, ...]]:
-        """The bytes of every buffer as a function of the symbols, one evaluation per polynomial."""
-        distinct = list(dict.fromkeys(dims.source(b.bytes) for b in self.buffers))
-        index = {text: i for i, text in enumerate(distinct)}
-        order = ", ".join(f"s[{index[dims.source(b.bytes)]}]" for b in self.buffers)
-        names = ", ".join(s.name for s in self.symbols)
-        values = "".join(f"{text}, " for text in distinct)
-        namespace: dict[str, Callable[..., tuple[int, ...]]] = {}
-        exec(
-            f"def sizes({names}):\n    s = ({values})\n    return ({order}{',' if order else ''})",
-            namespace,
-        )
-        return namespace["sizes"]
+        """How many buffers are state, in every recipe."""
+        return self.recipes[0].state_count
 
     def state_shapes(self, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
         """The shapes of the donated inputs."""
         types = [p.type for p in self.inputs if p.donated]
         return [tuple(dims.evaluate(d, sizes) for d in t.shape) for t in types]
 
+    def choose(self, sizes: Mapping[str, int], within: int | None = None) -> Choice:
+        """The recipe for `sizes` and how it is bound: the cheapest within the program's budget, or
+        within another one.  Raises BudgetError where none is."""
+        budget = self.budget if within is None else within
+        key = (-1 if budget is None else budget, *(sizes[s.name] for s in self.symbols))
+        found = self._chosen.get(key)
+        if found is None:
+            given = {s.name: sizes[s.name] for s in self.symbols}
+            found = choose(self.recipes, given, budget)
+            while len(self._chosen) >= _KEPT:
+                self._chosen.pop(next(iter(self._chosen)))
+            self._chosen[key] = found
+        if budget is not None and found.height > budget:
+            raise self._refusal(found, budget)
+        return found
+
+    def _refusal(self, lowest: Choice, budget: int) -> BudgetError:
+        placed = self._placed(lowest)
+        start = max(
+            (b.start for b in placed), key=lambda t: sum(b.bytes for b in placed if _lives(b, t))
+        )
+        largest = max((b for b in placed if _lives(b, start)), key=lambda b: b.bytes)
+        operation = " ".join(filter(None, (largest.name or largest.kind, largest.place)))
+        entering = sum(dims.evaluate(p.type.bytes, lowest.sizes) for p in self.inputs)
+        at = ", ".join(f"{s.name}={lowest.sizes[s.name]}" for s in self.symbols)
+        return BudgetError(
+            f"{where()}{self.name} does not fit into {budget} bytes{f' at {at}' if at else ''}: "
+            f"the smallest peak that can be scheduled is {lowest.height} bytes, and no schedule is "
+            f"below {entering}, what goes in; most of the peak is {operation} "
+            f"({largest.bytes} bytes). Give a larger budget, or smaller sizes",
+            minimum_bytes=lowest.height,
+            lower_bound_bytes=entering,
+            operation=operation,
+        )
+
     def buffer_bytes(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The size of each buffer."""
-        return self._sizes(**{s.name: sizes[s.name] for s in self.symbols})
+        """The size of each buffer of the recipe for `sizes`."""
+        found = self.choose(sizes)
+        return found.recipe.buffer_bytes(found.sizes)
 
     def layout(self, sizes: Mapping[str, int]) -> tuple[list[int], int, int]:
         """(the offset of each buffer, the bytes of state, the height of the arena)."""
-        size = self.buffer_bytes(sizes)
-        n = self.state_count
-        offsets, state = stack(size[:n])
-        if self.reuse:
-            above, height = self.orientation.offsets(size[n:])
-        else:
-            above, height = stack(size[n:])
-        return [*offsets, *(state + o for o in above)], state, state + height
+        found = self.choose(sizes)
+        return found.recipe.layout(found.sizes)
+
+    def _placed(self, found: Choice) -> tuple[PlacedBuffer, ...]:
+        offsets, *_ = found.recipe.layout(found.sizes)
+        size = found.recipe.buffer_bytes(found.sizes)
+        return tuple(
+            PlacedBuffer(b.name, b.kind, n, o, b.start, b.end, b.place)
+            for b, n, o in zip(found.recipe.buffers, size, offsets, strict=True)
+        )
 
     def plan(self, sizes: Mapping[str, int]) -> MemoryPlan:
         """The memory plan at the given sizes."""
-        offsets, state, height = self.layout(sizes)
-        size = self.buffer_bytes(sizes)
-        placed = tuple(
-            PlacedBuffer(b.name, b.kind, n, o, b.start, b.end, b.place)
-            for b, n, o in zip(self.buffers, size, offsets, strict=True)
-        )
+        found = self.choose(sizes)
+        _, state, height = found.recipe.layout(found.sizes)
+        placed = self._placed(found)
         transient = [Buffer(b.start, b.end, b.bytes) for b in placed if b.kind != "state"]
         outputs = sum(
             dims.evaluate(self.outputs[i].type.bytes, sizes) for i in self.returned
         )
         bound = state + lower_bound(transient)
-        return MemoryPlan(dict(sizes), height, state, outputs, bound, placed)
+        return MemoryPlan(
+            dict(sizes), height, state, outputs, bound, placed, found.recipe.name,
+            {name: n for name, n in found.sizes.items() if name not in sizes},
+            sum(found.again.values()),
+        )  # fmt: skip
 
     def peak(self) -> Peak:
         """The height of the arena in closed form over the symbols."""
-        n = self.state_count
-        state: Dim = 0
-        for b in self.buffers[:n]:
-            state = state + b.bytes
-        transient = [b.bytes for b in self.buffers[n:]]
-        if self.reuse:
-            form = peak_terms(self.orientation, transient)
-        else:
-            form = PeakForm((sum(transient),), True)
-        terms = tuple(state + term for term in form.terms)
-        return Peak(PeakForm(terms or (state,), form.exact), self)
+        return Peak(tuple(recipe.peak_form() for recipe in self.recipes), self)
+
+
+def _lives(b: PlacedBuffer, time: int) -> bool:
+    return b.start <= time < b.end
 
 
 @dataclass(frozen=True)
@@ -157,10 +192,16 @@ class Peak:
     """The peak of a program, in bytes: `str()` shows the closed form, a call gives the number.
 
     Where the form has more terms than can be kept (`form.exact` is false) the text is a lower
-    estimate; the call is exact always, by evaluating the plan."""
+    estimate; the call is exact always, by evaluating the plan.  With a budget there is a form for
+    each recipe, and a call tells that of the recipe which the budget picks."""
 
-    form: PeakForm
+    forms: tuple[PeakForm, ...]
     program: Program
+
+    @property
+    def form(self) -> PeakForm:
+        """The form of the first recipe."""
+        return self.forms[0]
 
     def __call__(self, **sizes: int) -> int:
         """The bytes at the sizes of the symbols, such as B=32, T=256."""
@@ -172,17 +213,12 @@ class Peak:
             exact = {name: operator.index(size) for name, size in sizes.items()}
         except TypeError:
             raise ShapeError(f"{where()}sizes are whole numbers, got {sizes}") from None
-        return self.form.at(exact) if self.form.exact else self.program.layout(exact)[2]
+        if len(self.forms) == 1 and self.form.exact and self.program.budget is None:
+            return self.form.at(exact)
+        return self.program.layout(exact)[2]
 
     def __str__(self) -> str:
-        return str(self.form)
-
-
-def stack(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Offsets one after the other, and the total."""
-    offsets: list[int] = []
-    total = 0
-    for size in sizes:
-        offsets.append(total)
-        total += size
-    return offsets, total
+        if len(self.forms) == 1:
+            return str(self.form)
+        named = zip(self.program.recipes, self.forms, strict=True)
+        return "; ".join(f"{recipe.name}: {form}" for recipe, form in named)

@@ -13,7 +13,14 @@ from retrograde import tree
 from retrograde.captures import snapshot
 from retrograde.compiler.errors import UnsupportedError
 from retrograde.compiler.ir.location import where
-from retrograde.execution import Array, Runnable, checked_backend, refuse_unbuilt, runnable
+from retrograde.execution import (
+    Array,
+    Runnable,
+    checked_backend,
+    checked_budget,
+    refuse_unbuilt,
+    runnable,
+)
 from retrograde.explained import Explained
 from retrograde.traces import Declared, checked_at
 from retrograde.tracing import Traced
@@ -32,28 +39,38 @@ def compile(
 
     `at` names the sizes that the plan is made for, {"B": 32, "T": 256}; the program runs at every
     size.  `backend`: "auto" or "numpy" (CPU), "cupy" (GPU).  `threads`: for matrix products.
-    `budget` and `precision` are not in this release (UnsupportedError)."""
-    refuse_unbuilt(budget, precision)
+    `budget`: the most bytes of the arena at any size, as a number or "64MiB"; what does not fit
+    is computed again instead of being kept (so far: loops over time and their gradients).
+    BudgetError where even that does not fit, at the sizes of `at` now and at others when called.
+    `precision` is not in this release (UnsupportedError)."""
+    refuse_unbuilt(precision)
     checked_backend(backend)
-    return Compiled(Declared.of(fn, specs), at, backend, threads)
+    return Compiled(Declared.of(fn, specs), at, backend, threads, budget)
 
 
 class Compiled(Explained):
     """A compiled function: called like the function, on arrays of any size within the bounds."""
 
     def __init__(
-        self, declared: Declared, at: Mapping[str, int] | None, backend: str, threads: int | None
+        self,
+        declared: Declared,
+        at: Mapping[str, int] | None,
+        backend: str,
+        threads: int | None,
+        budget: int | str | None,
     ) -> None:
         self._declared = declared
         self._backend = backend
         self._threads = threads
         self._lock = threading.Lock()
         self._traced, self._captures = declared.trace()
-        self._at = checked_at(at, self._traced.graph.symbols())
+        symbols = self._traced.graph.symbols()
+        self._at = checked_at(at, symbols)
+        self._budget = checked_budget(budget, self._at, symbols)
         self._run = self._compiled(self._traced)
 
     def _compiled(self, traced: Traced) -> Runnable:
-        return runnable(traced.graph, self._at, self._backend, self._threads)
+        return runnable(traced.graph, self._at, self._backend, self._threads, self._budget)
 
     def _runnable(self) -> Runnable:
         return self._run

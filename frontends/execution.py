@@ -10,25 +10,35 @@ from typing import Any
 
 import numpy.typing as npt
 
-from retrograde.compiler.errors import DeviceError, UnsupportedError
+from retrograde.compiler.errors import DataError, DeviceError, UnsupportedError
+from retrograde.compiler.ir.dims import Symbol
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.pipeline import Options, compile_graph
 from retrograde.runtime.device import get_device
 from retrograde.runtime.executable import Executable
+from retrograde.specs import size_of
 
 Array = npt.NDArray[Any]
+
+_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+          "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip
 
 
 class Runnable:
     """A compiled graph on a device."""
 
     def __init__(
-        self, executable: Executable, stages: Mapping[str, Graph], threads: int | None
+        self, executable: Executable, ladder: Sequence[Mapping[str, Graph]], threads: int | None
     ) -> None:
         self.executable = executable
-        self.stages = stages
+        self.ladder = ladder  # for each recipe, the graphs that led to it
         self.threads = threads
+
+    @property
+    def stages(self) -> Mapping[str, Graph]:
+        """Those of the first recipe."""
+        return self.ladder[0]
 
     def run(self, arrays: Sequence[Array], sizes: Mapping[str, int]) -> list[Array]:
         """The outputs that are not state, as fresh arrays."""
@@ -37,7 +47,7 @@ class Runnable:
 
     def clone(self) -> Runnable:
         """Another one with memory, and a copy of the state, of its own."""
-        return Runnable(self.executable.clone(), self.stages, self.threads)
+        return Runnable(self.executable.clone(), self.ladder, self.threads)
 
 
 def runnable(
@@ -45,13 +55,16 @@ def runnable(
     at: Mapping[str, int] | None = None,
     backend: str = "auto",
     threads: int | None = None,
+    budget: int | None = None,
 ) -> Runnable:
-    """Compiles `graph` for a device.  Raises DeviceError for one that is not there."""
-    options = Options.from_environment(at)
+    """Compiles `graph` for a device.  Raises DeviceError for one that is not there, BudgetError for
+    a budget that cannot be met at the sizes of `at`."""
+    options = Options.from_environment(at, budget)
     device = get_device(checked_backend(backend))
     compiled = compile_graph(graph, options)
     executable = Executable(compiled.program, device, poison=options.poison)
-    return Runnable(executable, compiled.stages, checked_threads(threads))
+    ladder = [made.stages for made in compiled.recipes]
+    return Runnable(executable, ladder, checked_threads(threads))
 
 
 def checked_backend(backend: str) -> str:
@@ -80,13 +93,41 @@ def checked_threads(threads: int | None) -> int | None:
     return threads
 
 
-def refuse_unbuilt(budget: Any, precision: Any) -> None:
-    """UnsupportedError for what this release does not have yet."""
-    if budget is not None:
-        raise UnsupportedError(
-            f"{where()}budget={budget!r}: memory budgets are not in this release. Leave it out; "
-            "plan() and peak() tell what a step needs before it runs"
+def checked_budget(
+    budget: int | str | None, at: Mapping[str, int], symbols: Mapping[str, Symbol]
+) -> int | None:
+    """The budget in bytes.  Raises DataError where a size without bounds is not given by `at`:
+    recipes are made for sizes."""
+    if budget is None:
+        return None
+    found = in_bytes(budget)
+    open_ended = [name for name, s in symbols.items() if s.max is None and name not in at]
+    if open_ended:
+        sizes = ", ".join(f"{name!r}: …" for name in open_ended)
+        raise DataError(
+            f"{where()}a budget needs to know sizes to plan for, and {', '.join(open_ended)} may "
+            f"be any: give at={{{sizes}}}; the program still runs at every size that fits"
         )
+    return found
+
+
+def in_bytes(budget: int | str) -> int:
+    """A number of bytes, also as "64MiB" or "1.5GB"."""
+    if not isinstance(budget, str):
+        return size_of("budget", budget)
+    text = budget.replace(" ", "").upper()
+    digits = text.rstrip("KMGTIB")
+    unit = text[len(digits) :] or "B"
+    try:
+        return int(float(digits) * _UNITS[unit])
+    except (KeyError, ValueError, OverflowError):
+        raise UnsupportedError(
+            f"{where()}{budget!r} is no number of bytes: write 67108864 or '64MiB'"
+        ) from None
+
+
+def refuse_unbuilt(precision: Any) -> None:
+    """UnsupportedError for what this release does not have yet."""
     if precision is not None:
         raise UnsupportedError(
             f"{where()}precision={precision!r}: mixed precision is not in this release. Leave it "

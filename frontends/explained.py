@@ -17,11 +17,9 @@ from retrograde.compiler.inspect.svg import to_svg
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.program import MemoryPlan, Peak, Program
-from retrograde.execution import Runnable
+from retrograde.execution import Runnable, in_bytes
 from retrograde.specs import size_of
 
-_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
-          "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip
 _FARTHEST = 2**40
 
 
@@ -58,23 +56,30 @@ class Explained:
             raise ShapeError(f"{where()}there is no size {symbol!r}; there are {_listed(known)}")
         low = known[symbol].min
 
-        def height(n: int) -> int:
-            return self._program.layout(self._sizes({**sizes, symbol: n}))[2]
+        def fits(n: int) -> bool:
+            try:
+                self._program.choose(self._sizes({**sizes, symbol: n}), limit)
+            except BudgetError as error:
+                if n == low:
+                    raise BudgetError(
+                        f"{where()}{symbol} = {n}, the smallest there is, needs "
+                        f"{error.minimum_bytes} bytes, and the budget is {limit}",
+                        minimum_bytes=error.minimum_bytes,
+                        lower_bound_bytes=error.lower_bound_bytes,
+                        operation=error.operation,
+                    ) from None
+                return False
+            return True
 
-        if height(low) > limit:
-            raise BudgetError(
-                f"{where()}{symbol} = {low}, the smallest there is, needs {height(low)} bytes, and "
-                f"the budget is {limit}",
-                minimum_bytes=height(low),
-            )
+        fits(low)
         high = known[symbol].max
         if high is None:
             high = max(low, 1)
-            while high < _FARTHEST and height(high) <= limit:
+            while high < _FARTHEST and fits(high):
                 high *= 2
         while low < high:  # the peak never falls as a size grows
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if height(middle) <= limit else (low, middle - 1)
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
         return low
 
     def report(self, **sizes: int) -> str:
@@ -83,7 +88,8 @@ class Explained:
         given = {**self._at, **sizes}
         complete = all(s.name in given for s in program.symbols)
         plan = self.plan(**sizes) if sizes or complete else None
-        return report(program, run.stages, plan)
+        recipe = program.choose(plan.sizes).index if plan is not None else 0
+        return report(program, run.ladder[recipe], plan)
 
     def ir(self, stage: str = "trace") -> Graph:
         """The graph at a stage: "trace", or after one of the passes."""
@@ -143,21 +149,6 @@ class Explained:
                     f"{where()}{name} = {given[name]} is out of the bounds of {symbol}"
                 )
         return {name: given[name] for name in known}
-
-
-def in_bytes(budget: int | str) -> int:
-    """A number of bytes, also as "64MiB" or "1.5GB"."""
-    if not isinstance(budget, str):
-        return size_of("budget", budget)
-    text = budget.replace(" ", "").upper()
-    digits = text.rstrip("KMGTIB")
-    unit = text[len(digits) :] or "B"
-    try:
-        return int(float(digits) * _UNITS[unit])
-    except (KeyError, ValueError, OverflowError):
-        raise UnsupportedError(
-            f"{where()}{budget!r} is no number of bytes: write 67108864 or '64MiB'"
-        ) from None
 
 
 def _listed(names: Mapping[str, Any]) -> str:

@@ -29,7 +29,14 @@ from retrograde.compiler.ir.binding import bind_sizes
 from retrograde.compiler.ir.expr import SCALARS
 from retrograde.compiler.ir.graph import TensorType
 from retrograde.compiler.ir.location import where
-from retrograde.execution import Array, Runnable, checked_backend, refuse_unbuilt, runnable
+from retrograde.execution import (
+    Array,
+    Runnable,
+    checked_backend,
+    checked_budget,
+    refuse_unbuilt,
+    runnable,
+)
 from retrograde.explained import Explained
 from retrograde.runtime.training import checkpoint
 from retrograde.runtime.training.interrupts import uninterrupted
@@ -67,9 +74,12 @@ def compile_training(
     `loss(model, **batch)` returns one float or a `Mean`; the batch's entries are specs (or trees of
     them) with named sizes, and one program serves all sizes.  Every float array of `model` is
     trained.  `clip_norm` bounds the norm of all gradients together; `seed` is that of dropout; `at`
-    names the sizes that the plan is made for.  `budget`, `precision`, `accumulate` above 1 and
-    `truncate` are not in this release (UnsupportedError)."""
-    refuse_unbuilt(budget, precision)
+    names the sizes that the plan is made for.  `budget`: the most bytes that a step may take at any
+    size, parameters and optimizer included, as a number or "64MiB"; what does not fit is computed
+    again instead of being kept (so far: loops over time).  Raises BudgetError where that is not
+    enough, at the sizes of `at` now and at others when a step runs.  `precision`, `accumulate`
+    above 1 and `truncate` are not in this release (UnsupportedError)."""
+    refuse_unbuilt(precision)
     if accumulate != 1 or truncate is not None:
         name = "accumulate" if accumulate != 1 else "truncate"
         raise UnsupportedError(
@@ -85,7 +95,9 @@ def compile_training(
         )
     check_loss(loss, model, batch)
     checked_backend(backend)
-    return TrainStep(loss, model, optimizer, batch, at, backend, threads, clip_norm, seed)
+    return TrainStep(
+        loss, model, optimizer, batch, at, backend, threads, clip_norm, seed, budget
+    )
 
 
 class TrainStep(Explained):
@@ -102,6 +114,7 @@ class TrainStep(Explained):
         threads: int | None,
         clip_norm: float | None,
         seed: int,
+        budget: int | str | None,
     ) -> None:
         self._lock = threading.Lock()
         self._backend, self._threads = backend, threads
@@ -123,13 +136,15 @@ class TrainStep(Explained):
             [*names, *state_names, STEP], batch, clip_norm,
         )  # fmt: skip
         self._traced = trace_step(self._parts)
-        self._at = checked_at(at, self._traced.graph.symbols())
+        symbols = self._traced.graph.symbols()
+        self._at = checked_at(at, symbols)
+        self._budget = checked_budget(budget, self._at, symbols)
         self._run = self._compiled(self._traced)
         self._last = dict(self._at)
         self._run.executable.set_state([*params, *state, np.zeros((), np.int64)])
 
     def _compiled(self, traced: TracedStep) -> Runnable:
-        return runnable(traced.graph, self._at, self._backend, self._threads)
+        return runnable(traced.graph, self._at, self._backend, self._threads, self._budget)
 
     def _runnable(self) -> Runnable:
         return self._run

@@ -60,7 +60,7 @@ class Executable:
         self._arena: Any = None
         self._bound: OrderedDict[tuple[int, ...], _Bound] = OrderedDict()
         self._lock = threading.Lock()
-        self._loaded: Callable[..., Bound] | None = None
+        self._loaded: dict[int, Callable[..., Bound]] = {}  # by recipe
         self._donated = [i for i, p in enumerate(program.inputs) if p.donated]
         self._given = [i for i, p in enumerate(program.inputs) if not p.donated]
         self._held: list[HostArray] | None = None  # state that waits for the first binding
@@ -135,10 +135,15 @@ class Executable:
             self._bound.move_to_end(key)
             return found
         self._check_state(sizes)
-        offsets, state, height = self.program.layout(sizes)
-        bytes = self.program.buffer_bytes(sizes)
+        choice = self.program.choose(sizes)
+        recipe = choice.recipe
+        offsets, state, height = recipe.layout(choice.sizes)
+        bytes = recipe.buffer_bytes(choice.sizes)
         arena = self._arena_of(height)
-        run, inputs, outputs = self.device.bind(self._load(), arena, offsets, bytes, *key)
+        values = [choice.sizes[s.name] for s in recipe.symbols]
+        run, inputs, outputs = self.device.bind(
+            self._load(choice.index), arena, offsets, bytes, *values
+        )
         if arena is not self._arena:  # nothing is given up before the new binding stands
             if self._arena is not None:
                 self.device.copy_arena(self._arena, arena, state)
@@ -156,28 +161,31 @@ class Executable:
     def _place(self, error: BaseException) -> str:
         """The model's line that a statement of the schedule stands for: its nearest comment."""
         trace = error.__traceback__
-        line = 0
+        source, line = "", 0
+        files = {self._file(i): recipe.source for i, recipe in enumerate(self.program.recipes)}
         while trace is not None:
-            if trace.tb_frame.f_code.co_filename == self._file:
-                line = trace.tb_lineno
+            name = trace.tb_frame.f_code.co_filename
+            if name in files:
+                source, line = files[name], trace.tb_lineno
             trace = trace.tb_next
-        for text in reversed(self.program.source.splitlines()[:line]):
+        for text in reversed(source.splitlines()[:line]):
             if text.lstrip().startswith("# "):
                 return text.strip("# ")
         return self.program.name
 
-    @property
-    def _file(self) -> str:
-        return f"<{self.program.name}>"
+    def _file(self, recipe: int) -> str:
+        return f"<{self.program.name}>" if recipe == 0 else f"<{self.program.name} {recipe}>"
 
-    def _load(self) -> Callable[..., Bound]:
-        """The `bind` function of the program's source, compiled once."""
-        if self._loaded is None:
+    def _load(self, recipe: int) -> Callable[..., Bound]:
+        """The `bind` function of a recipe's source, compiled once."""
+        found = self._loaded.get(recipe)
+        if found is None:
             namespace: dict[str, Any] = {}
-            exec(compile(self.program.source, self._file, "exec"), namespace)
-            self._loaded = namespace["bind"]
+            source = self.program.recipes[recipe].source
+            exec(compile(source, self._file(recipe), "exec"), namespace)
+            found = self._loaded[recipe] = namespace["bind"]
             give_back()
-        return self._loaded
+        return found
 
     def _arena_of(self, height: int) -> Any:
         """The arena, or a new one where it has less than `height` bytes."""

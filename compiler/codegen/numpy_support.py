@@ -138,7 +138,7 @@ class Support:
             if action.kind == "store":
                 self._move(carries, [rows[action.slot, ...] for rows in kept])
             else:
-                parts[action.index]()
+                parts[action.segment]()
         self._move(carries, [rows[slots, ...] for rows in kept])
         parts[-1]()
 
@@ -150,9 +150,9 @@ class Support:
         at_work = [rows[slots, ...] for rows in kept]
         for action in checkpoints(len(advance), slots).back:
             if action.kind == "reverse":
-                retreat[action.index]()
+                retreat[action.segment]()
             elif action.kind == "advance":
-                advance[action.index]()
+                advance[action.segment]()
             elif action.kind == "store":
                 self._move(at_work, [rows[action.slot, ...] for rows in kept])
             else:

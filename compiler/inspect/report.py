@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from retrograde.compiler.errors import ShapeError
+from retrograde.compiler.inspect.loops import loop_lines
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph
@@ -23,8 +24,11 @@ from retrograde.compiler.plan.steps import (
     LoopStep,
     MatmulStep,
     OpStep,
+    PartStep,
+    ReplayStep,
     Schedule,
     Step,
+    SweepStep,
     WhileStep,
 )
 from retrograde.compiler.program import MemoryPlan, PlacedBuffer, Program
@@ -39,10 +43,11 @@ def report(program: Program, stages: Mapping[str, Graph], plan: MemoryPlan | Non
     if plan is None and not program.symbols:
         plan = program.plan({})
     final = list(stages.values())[-1]
-    schedule, liveness = analyse(lower(final), program.reuse)
+    schedule, liveness = analyse(lower(final), program.recipes[0].reuse)
     sections = [
         _passes(stages),
         _steps(schedule, final, plan),
+        loop_lines(final, plan),
         _memory(program, plan),
         _buffers(program, plan),
         _in_place(liveness),
@@ -88,8 +93,9 @@ def _steps(schedule: Schedule, graph: Graph, plan: MemoryPlan | None) -> list[st
     if plan is None:
         lines.append(f"work: {_short(total)} operations")
         return lines
-    operations = dims.evaluate(total, plan.sizes)
-    share = dims.evaluate(work.get("products", 0), plan.sizes) / max(1, operations)
+    sizes = {**plan.sizes, **plan.plan_sizes}
+    operations = dims.evaluate(total, sizes)
+    share = dims.evaluate(work.get("products", 0), sizes) / max(1, operations)
     lines.append(f"work: {_count(operations)} operations, {share:.0%} in matrix products")
     return lines
 
@@ -104,6 +110,9 @@ def _kind(step: Step) -> str:
         LoopStep: "loop",
         BranchStep: "branch",
         WhileStep: "loop",
+        PartStep: "copy of a segment",
+        SweepStep: "loop in segments",
+        ReplayStep: "loop in segments",
     }
     return names[type(step)]
 
@@ -131,6 +140,8 @@ def _memory(program: Program, plan: MemoryPlan | None) -> list[str]:
     ]
     if program.symbols:
         lines.append(f"  in closed form     {_clipped(form)} bytes")
+    if program.budget is not None:
+        lines.append(f"  budget             {_bytes(program.budget)}: {plan.recipe}")
     return lines
 
 
@@ -187,8 +198,9 @@ def _copies(schedule: Schedule, plan: MemoryPlan | None) -> list[str]:
         return ["copies: none"]
     count = sum(map(len, groups.values()))
     lines = [f"copies: {count}"]
+    known = {**plan.sizes, **plan.plan_sizes} if plan else {}
     weighed = [
-        (sum((dims.evaluate(d, plan.sizes) for d in sizes), 0) if plan else 0, why, place, sizes)
+        (sum((dims.evaluate(d, known) for d in sizes), 0), why, place, sizes)
         for (why, place), sizes in groups.items()
     ]
     for total, why, place, sizes in sorted(weighed, key=lambda row: -row[0])[:LARGEST]:

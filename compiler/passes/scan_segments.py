@@ -13,7 +13,7 @@ through time" (2016) for its use on recurrent networks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.builder import Builder, next_id
@@ -45,6 +45,9 @@ class SegmentScans:
         pairs = find_pairs(graph)
         if not pairs:
             return graph
+        taken = graph.symbols()
+        if self.segment in taken or self.slots in taken:  # the user's names stay the user's
+            return replace(self, segment=self.segment + "_", slots=self.slots + "_")(graph)
         forward = {pair.forward: pair for pair in pairs}
         backward = {pair.backward: pair for pair in pairs}
         returned = set(graph.outputs)

@@ -252,7 +252,8 @@ class _Sinking:
         }
         tail = [inner for inner in body.nodes if inner in self.tail]
         found = vectorize(tail, stacked, shared, length, made_by="sink")
-        with builder.located(node.loc, node.scope, node.origin):
+        origin = replace(node.origin, made_by="sink")
+        with builder.located(node.loc, node.scope, origin):
             for i, total in self.totals.items():
                 start = node.inputs[i]
                 summed = total(found)

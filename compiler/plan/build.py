@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.graph import Graph
+from retrograde.compiler.ops.region import graph_cost
 from retrograde.compiler.plan.liveness import Liveness, analyse
 from retrograde.compiler.plan.lower import lower
 from retrograde.compiler.plan.memory import Buffer, Orientation, Placement, orient, place
+from retrograde.compiler.plan.recipe import TimeLoop
 from retrograde.compiler.plan.specs import BufferSpec, Port
 from retrograde.compiler.plan.steps import Schedule
 from retrograde.compiler.plan.views import ALIGNMENT, Storage
@@ -73,3 +75,15 @@ def plan_program(graph: Graph, sizes: Mapping[str, int], inplace: bool = True) -
         returned=tuple(o for o in range(len(graph.outputs)) if o not in replaced),
     )
 
+
+
+def time_loops(graph: Graph) -> tuple[TimeLoop, ...]:
+    """The loops of `graph` that run back from kept states, with what it costs to find more."""
+    found = []
+    for node in graph.nodes:
+        if node.op.name != "scan_replay":
+            continue
+        attrs = node.attrs
+        step = dims.substitute(graph_cost(attrs["advance"]), {attrs["symbol"]: 1})
+        found.append(TimeLoop(attrs["length"], step, attrs["symbol"], str(attrs["slots"])))
+    return tuple(found)

@@ -22,15 +22,15 @@ from retrograde.compiler.errors import DataError
 
 
 class Action(NamedTuple):
-    """One act of a schedule on the segment `index`.
+    """One act of a schedule on one segment.
 
-    - store: the state at work, which enters segment `index`, is kept in `slot`.
+    - store: the state at work, which enters the segment, is kept in `slot`.
     - restore: the state kept in `slot` is at work again.
-    - advance: segment `index` runs forward, and the state at work is the one that leaves it.
-    - reverse: segment `index` is reversed; the state at work, which enters it, stays as it is."""
+    - advance: the segment runs forward, and the state at work is the one that leaves it.
+    - reverse: the segment is reversed; the state at work, which enters it, stays as it is."""
 
     kind: str
-    index: int
+    segment: int
     slot: int = -1
 
 

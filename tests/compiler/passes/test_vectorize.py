@@ -133,7 +133,8 @@ RULED = [(case, i) for case, i in zip(CASES, IDS, strict=True) if case[0] not in
 
 
 def test_every_op_is_met() -> None:
-    missing = [n for n in OPS if n not in {name for name, _ in CASES} and n != "debug_print"]
+    after = {"debug_print", "scan_sweep", "scan_replay"}  # stay in loops; made after hoisting
+    missing = [n for n in OPS if n not in {name for name, _ in CASES} | after]
     assert not missing, f"add operands to MORE for {missing}"
     assert sorted(WITHOUT_RULE) == sorted(set(WITHOUT_RULE) & set(OPS))
 

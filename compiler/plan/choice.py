@@ -1,0 +1,108 @@
+"""Choosing a recipe: (recipes, sizes, budget) -> the cheapest that fits, with its sizes.
+
+For a recipe with loops in segments that is the joint choice of how long a segment is and how many
+states are kept.  The schedule of the states follows from both when the sizes are bound.  Invariant:
+the candidates do not depend on the budget, so the peak of what is chosen never rises when the
+budget falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from retrograde.compiler.ir import dims
+from retrograde.compiler.plan.recipe import Recipe
+from retrograde.compiler.plan.revolve import recomputed
+
+# What a segment costs beside its operations, in operations: calls that are made once for it.
+_PER_SEGMENT = 1_000_000
+_FINENESS = 1.08  # between numbers of segments that are tried
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe at given sizes, the plan's among them."""
+
+    index: int
+    recipe: Recipe
+    sizes: Mapping[str, int]
+    height: int  # bytes of the arena
+    cost: float  # operations
+    again: Mapping[str, int]  # by segment symbol: steps that run forward again
+
+
+def choose(recipes: Sequence[Recipe], sizes: Mapping[str, int], budget: int | None) -> Choice:
+    """The cheapest recipe whose arena is within `budget` (None: the cheapest of all), else the one
+    with the lowest arena."""
+    ways = [
+        found
+        for index, recipe in enumerate(recipes)
+        for found in _ways(index, recipe, sizes, budget)
+    ]
+    fitting = [found for found in ways if budget is None or found.height <= budget]
+    if fitting:
+        return min(fitting, key=lambda found: (found.cost, found.height, found.index))
+    return min(ways, key=lambda found: (found.height, found.cost, found.index))
+
+
+def _ways(
+    index: int, recipe: Recipe, sizes: Mapping[str, int], budget: int | None
+) -> Iterator[Choice]:
+    """For each candidate length of a segment: the most states that fit, and the fewest."""
+    if not recipe.loops:
+        height = recipe.layout(sizes)[2]
+        yield Choice(index, recipe, dict(sizes), height, dims.evaluate(recipe.work, sizes), {})
+        return
+    longest = max(dims.evaluate(loop.length, sizes) for loop in recipe.loops)
+    for segment in _segment_lengths(longest):
+        most = max(1, -(-longest // segment) - 1)
+
+        def at(slots: int, segment: int = segment) -> Choice:
+            return _at(index, recipe, sizes, segment, slots)
+
+        low = at(1)
+        yield low
+        if most == 1 or (budget is not None and low.height > budget):
+            continue
+        fits = 1
+        if budget is None or at(most).height <= budget:
+            fits = most
+        else:
+            above = most
+            while above - fits > 1:
+                middle = (fits + above) // 2
+                if at(middle).height <= budget:
+                    fits = middle
+                else:
+                    above = middle
+        if fits > 1:
+            yield at(fits)
+
+
+def _at(index: int, recipe: Recipe, sizes: Mapping[str, int], segment: int, slots: int) -> Choice:
+    full = dict(sizes)
+    for loop in recipe.loops:
+        full[loop.segment], full[loop.slots] = segment, slots
+    cost: float = dims.evaluate(recipe.work, full)
+    again: dict[str, int] = {}
+    for loop in recipe.loops:
+        length = dims.evaluate(loop.length, sizes)
+        count = -(-length // segment)
+        parts = recomputed(count, slots)
+        # The first segment is the shorter one, and runs again most often: an upper bound.
+        steps = parts * segment
+        again[loop.segment] = again.get(loop.segment, 0) + steps + length
+        cost += dims.evaluate(loop.step, sizes) * steps + _PER_SEGMENT * (parts + 2 * count)
+    return Choice(index, recipe, full, recipe.layout(full)[2], cost, again)
+
+
+def _segment_lengths(length: int) -> list[int]:
+    """Lengths from the whole loop down to one step, each the least for its number of segments."""
+    found: dict[int, None] = {}
+    count = 1.0
+    while count <= length:
+        found[-(-length // int(count))] = None
+        count = max(count + 1, count * _FINENESS)
+    found[1] = None
+    return list(found)

@@ -1,0 +1,102 @@
+"""Recipes: one schedule with its memory, as plain data, for every size.
+
+A program may hold several recipes for the same results.  What a recipe leaves open (how many steps
+a segment has, how many states are kept) are symbols of its own, the plan's.  Invariant: nothing in
+a recipe depends on a size; `layout` binds sizes by evaluation alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.plan.bounds import PeakForm, peak_terms
+from retrograde.compiler.plan.memory import Orientation
+from retrograde.compiler.plan.specs import BufferSpec
+
+
+@dataclass(frozen=True)
+class TimeLoop:
+    """A loop that is cut into segments: its steps, and the operations of running one of them
+    forward once more; the names of the plan's symbols for its segments and the states kept."""
+
+    length: Dim
+    step: Dim
+    segment: str
+    slots: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to run a program: `work` operations, and what `loops` have to run again."""
+
+    name: str
+    symbols: tuple[dims.Symbol, ...]  # the program's, then the plan's
+    buffers: tuple[BufferSpec, ...]  # state first, in the order of the donated inputs
+    orientation: Orientation  # of the buffers that are not state
+    source: str
+    work: Dim = 0
+    loops: tuple[TimeLoop, ...] = ()
+    reuse: bool = True  # False: every buffer has a place of its own
+
+    @property
+    def state_count(self) -> int:
+        """How many buffers are state."""
+        return sum(1 for b in self.buffers if b.kind == "state")
+
+    @cached_property
+    def _sizes(self) -> Callable[..., tuple[int, ...]]:
+        """The bytes of every buffer as a function of the symbols, one evaluation per polynomial."""
+        distinct = list(dict.fromkeys(dims.source(b.bytes) for b in self.buffers))
+        index = {text: i for i, text in enumerate(distinct)}
+        order = ", ".join(f"s[{index[dims.source(b.bytes)]}]" for b in self.buffers)
+        names = ", ".join(s.name for s in self.symbols)
+        values = "".join(f"{text}, " for text in distinct)
+        namespace: dict[str, Callable[..., tuple[int, ...]]] = {}
+        exec(
+            f"def sizes({names}):\n    s = ({values})\n    return ({order}{',' if order else ''})",
+            namespace,
+        )
+        return namespace["sizes"]
+
+    def buffer_bytes(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The size of each buffer."""
+        return self._sizes(**{s.name: sizes[s.name] for s in self.symbols})
+
+    def layout(self, sizes: Mapping[str, int]) -> tuple[list[int], int, int]:
+        """(the offset of each buffer, the bytes of state, the height of the arena)."""
+        size = self.buffer_bytes(sizes)
+        n = self.state_count
+        offsets, state = stack(size[:n])
+        if self.reuse:
+            above, height = self.orientation.offsets(size[n:])
+        else:
+            above, height = stack(size[n:])
+        return [*offsets, *(state + o for o in above)], state, state + height
+
+    def peak_form(self) -> PeakForm:
+        """The height of the arena in closed form over the symbols."""
+        n = self.state_count
+        state: Dim = 0
+        for b in self.buffers[:n]:
+            state = state + b.bytes
+        transient = [b.bytes for b in self.buffers[n:]]
+        if self.reuse:
+            form = peak_terms(self.orientation, transient)
+        else:
+            form = PeakForm((sum(transient),), True)
+        terms = tuple(state + term for term in form.terms)
+        return PeakForm(terms or (state,), form.exact)
+
+
+def stack(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Offsets one after the other, and the total."""
+    offsets: list[int] = []
+    total = 0
+    for size in sizes:
+        offsets.append(total)
+        total += size
+    return offsets, total
