@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from retrograde.compiler.codegen.numpy import print_schedule
 from retrograde.compiler.errors import DataError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.collection import paused_collection
+from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.verify import verify
 from retrograde.compiler.ops.region import graph_cost
@@ -32,9 +33,10 @@ from retrograde.compiler.passes.rows import RowProducts
 from retrograde.compiler.passes.scan_hoist import HoistScan
 from retrograde.compiler.passes.scan_segments import SegmentScans
 from retrograde.compiler.passes.scan_sink import SinkScan
+from retrograde.compiler.passes.scan_truncate import TruncateScans, truncation
 from retrograde.compiler.passes.simplify import Simplify
-from retrograde.compiler.plan.build import Planned, plan_program, time_loops
-from retrograde.compiler.plan.recipe import Recipe, TimeLoop
+from retrograde.compiler.plan.build import Planned, loops_in_runs, plan_program, time_loops
+from retrograde.compiler.plan.recipe import Recipe, Runs, TimeLoop
 from retrograde.compiler.plan.schedule import Order
 from retrograde.compiler.program import Program
 
@@ -61,12 +63,19 @@ LOOPS: tuple[Stage, ...] = (
 )
 PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS)
 
-# What a budget may choose from: the passes of each recipe, run between ALGEBRA and LOOPS.
-KEEP = "keep everything"
-LADDER: tuple[tuple[str, tuple[Stage, ...]], ...] = (
-    (KEEP, ()),
-    ("keep some states", (("segments", SegmentScans()),)),
-)
+# The recipes, each with the passes that it runs on the outermost loops, after ALGEBRA.
+KEEP: tuple[Stage, ...] = ()
+SEGMENTS: tuple[Stage, ...] = (("segments", SegmentScans()),)
+RUNS: tuple[Stage, ...] = (("truncate", TruncateScans()), *SEGMENTS)
+
+
+def ladder(truncated: bool, budget: bool) -> Iterator[tuple[str, tuple[Stage, ...]]]:
+    """What binding sizes may choose from; the first is taken wherever it serves and fits."""
+    yield "keep everything", KEEP
+    if truncated:
+        yield "run by run", RUNS
+    if budget:
+        yield "keep some states", SEGMENTS
 
 
 @dataclass(frozen=True)
@@ -143,15 +152,15 @@ def _compile(graph: Graph, options: Options | None) -> CompiledGraph:
     _check(graph, "trace", options)
     stages |= _staged(graph, ALGEBRA, options)
     start = stages[ALGEBRA[-1][0]]
+    truncated = tuple(truncation(start))
     made = []
-    for name, passes in LADDER:
-        changed = _staged(start, passes, options)
+    for name, passes in ladder(bool(truncated), options.budget is not None):
+        changed = _staged(start, passes, options, inside=False)
         if passes and changed[passes[-1][0]] is start:
             continue  # there is nothing in the graph for this recipe
         end = changed[passes[-1][0]] if passes else start
-        made.append(_recipe(name, end, {**stages, **changed}, symbols, sizes, options))
-        if options.budget is None:
-            break
+        limits = () if passes else truncated
+        made.append(_recipe(name, end, {**stages, **changed}, symbols, limits, sizes, options))
     planned = made[0].planned
     program = Program(
         name=graph.name,
@@ -169,11 +178,13 @@ def _compile(graph: Graph, options: Options | None) -> CompiledGraph:
     return CompiledGraph(program, tuple(made))
 
 
-def _staged(graph: Graph, passes: Sequence[Stage], options: Options) -> dict[str, Graph]:
-    """The graph after each of the passes."""
+def _staged(
+    graph: Graph, passes: Sequence[Stage], options: Options, inside: bool = True
+) -> dict[str, Graph]:
+    """The graph after each of the passes, which act on sub-graphs too where `inside`."""
     stages: dict[str, Graph] = {}
     for name, transform in passes:
-        graph = stages[name] = everywhere(transform, graph)
+        graph = stages[name] = everywhere(transform, graph) if inside else transform(graph)
         _check(graph, name, options)
     return stages
 
@@ -183,16 +194,18 @@ def _recipe(
     graph: Graph,
     stages: Mapping[str, Graph],
     symbols: Sequence[dims.Symbol],
+    limits: tuple[tuple[Dim, int], ...],
     sizes: Mapping[str, int],
     options: Options,
 ) -> CompiledRecipe:
     """Runs the rest of the pipeline, and plans."""
-    loops = time_loops(graph)
-    sizes = {**sizes, **_reference_cuts(loops, sizes)}
+    loops, runs = time_loops(graph), loops_in_runs(graph)
+    sizes = {**sizes, **_reference_cuts(loops, runs, sizes)}
     last = _staged(graph, (*LOOPS, ("order", Order(sizes))), options)
     graph = last["order"]
     planned = plan_program(graph, sizes, inplace=options.reuse)
     own = dict.fromkeys(s for loop in loops for s in (loop.segment, loop.slots))
+    own |= dict.fromkeys(part.name for part in runs)
     everything = (*symbols, *(dims.symbols(dims.dim(s))[0] for s in own))
     source = print_schedule(
         planned.schedule, planned.liveness, planned.places, [s.name for s in everything],
@@ -200,14 +213,16 @@ def _recipe(
     )  # fmt: skip
     recipe = Recipe(
         name, everything, planned.buffers, planned.orientation, source, graph_cost(graph),
-        loops, options.reuse,
+        loops, runs, limits, options.reuse,
     )  # fmt: skip
     return CompiledRecipe(recipe, {**stages, **last}, planned)
 
 
-def _reference_cuts(loops: Sequence[TimeLoop], sizes: Mapping[str, int]) -> dict[str, int]:
+def _reference_cuts(
+    loops: Sequence[TimeLoop], runs: Sequence[Runs], sizes: Mapping[str, int]
+) -> dict[str, int]:
     """What the plan's symbols count as while buffers are placed: about as many states as steps."""
-    cuts = {}
+    cuts = {part.name: part.steps for part in runs}
     for loop in loops:
         length = max(1, dims.evaluate(loop.length, sizes))
         cuts[loop.segment] = max(1, math.isqrt(length) // 3)

@@ -19,6 +19,7 @@ from retrograde.compiler.ir.expr import Expr, apply, cast
 from retrograde.compiler.ir.graph import TensorType, same_shape, same_type
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.registry import lookup
+from retrograde.custom import stop_gradient
 from retrograde.eager_mode import EagerBuilder
 from retrograde.jitted import shared_jit
 from retrograde.specs import size_of
@@ -30,33 +31,41 @@ from retrograde.tracing import (
     strong,
     trace_inner,
 )
+from retrograde.truncation import truncated, truncation
 
 Body = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def scan(
-    body: Body, init: Any, xs: Any = None, *, length: Dim | None = None, reverse: bool = False
-) -> tuple[Any, Any]:
+    body: Body, init: Any, xs: Any = None, *, length: Dim | None = None, reverse: bool = False,
+    truncate: int | None = None,
+) -> tuple[Any, Any]:  # fmt: skip
     """Runs `body(carry, x) -> (carry, y)` over axis 0 of `xs`; returns (last carry, stacked ys).
 
     `init`, `xs` and `y` are trees of arrays.  Without `xs`, `length` says how often; x is None
-    then.  `reverse` runs from the last step to the first, and y stays at its step's place.  Raises
-    ShapeError or DTypeError where a carry changes its type, naming the leaf."""
+    then.  `reverse` runs from the last step to the first, and y stays at its step's place.
+
+    `truncate` of K cuts the gradient: the loop goes on with its carry, but no gradient flows
+    through it from a run of K steps into the run before (counted in the order in which steps run;
+    Williams & Peng 1990).  The default is what `compile_training(truncate=…)` says, else no cut.
+
+    Raises ShapeError or DTypeError where a carry changes its type, naming the leaf."""
+    steps_back = truncation(truncate)
     if not is_traced():
 
         def call(init: Any, xs: Any) -> Any:
-            return scan(body, init, xs, length=length, reverse=reverse)
+            return scan(body, init, xs, length=length, reverse=reverse, truncate=truncate)
 
         if length is not None and not isinstance(length, Poly):
             length = size_of("length", length)
-        out: tuple[Any, Any] = shared_jit(body, ("scan", length, reverse), call)(init, xs)
+        out: tuple[Any, Any] = shared_jit(body, ("scan", length, reverse, truncate), call)(init, xs)
         return out
     init, xs = lifted((init, xs))
     slices, structure = tree.flatten(xs)
     steps = _length([expression(x, "what scan runs over") for x in slices], tree.paths(xs), length)
     if isinstance(current(), EagerBuilder):
-        return _one_by_one(body, init, xs, int(steps), reverse)
-    return _scan(body, init, slices, structure, steps, reverse)
+        return _one_by_one(body, init, xs, int(steps), reverse, steps_back)
+    return _scan(body, init, slices, structure, steps, reverse, steps_back)
 
 
 def _length(slices: list[Expr], paths: list[str], length: Dim | None) -> Dim:
@@ -83,8 +92,9 @@ def _length(slices: list[Expr], paths: list[str], length: Dim | None) -> Dim:
 
 
 def _scan(
-    body: Body, init: Any, slices: list[Any], structure: tree.TreeDef, steps: Dim, reverse: bool
-) -> tuple[Any, Any]:
+    body: Body, init: Any, slices: list[Any], structure: tree.TreeDef, steps: Dim, reverse: bool,
+    steps_back: int | None = None,
+) -> tuple[Any, Any]:  # fmt: skip
     leaves, carried = tree.flatten(init)
     paths = [f"carry.{p}" if p else "carry" for p in tree.names(carried)]
     entering = [expression(x, path) for x, path in zip(leaves, paths, strict=True)]
@@ -96,7 +106,8 @@ def _scan(
 
     def call(inner: list[Expr]) -> Any:
         carry, x = tree.unflatten(carried, inner[:n]), tree.unflatten(structure, inner[n:])
-        result = body(carry, x)
+        with truncated(None):
+            result = body(carry, x)
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TraceError(
                 f"{where()}the body of scan must return (carry, y), y may be None; it returned a "
@@ -119,6 +130,7 @@ def _scan(
         made = traced()
     attrs = {
         "body": made.graph, "carries": n, "slices": len(xs), "length": steps, "reverse": reverse,
+        **({} if steps_back is None else {"truncate": steps_back}),
     }  # fmt: skip
     if not made.graph.outputs:
         return init, tree.unflatten(made.structure, [])[1]
@@ -181,15 +193,21 @@ def _output(x: Any) -> Expr:
     return strong(expression(x, "a step result of scan"))
 
 
-def _one_by_one(body: Body, init: Any, xs: Any, steps: int, reverse: bool) -> tuple[Any, Any]:
+def _one_by_one(
+    body: Body, init: Any, xs: Any, steps: int, reverse: bool, steps_back: int | None
+) -> tuple[Any, Any]:
     """The loop as Python runs it, for eager mode."""
     if steps == 0:  # only the types of the results are left to find
         leaves, structure = tree.flatten(xs)
         return _scan(body, init, leaves, structure, 0, reverse)
     carry = tree.map(lambda x: strong(expression(x)), init)
     rows: list[Any] = [None] * steps
-    for t in range(steps - 1, -1, -1) if reverse else range(steps):
-        carry, rows[t] = body(carry, tree.map(lambda x, t=t: _row(x, t), xs))
+    for done in range(steps):
+        t = steps - 1 - done if reverse else done
+        if steps_back is not None and done and done % steps_back == 0:
+            carry = stop_gradient(carry)
+        with truncated(None):
+            carry, rows[t] = body(carry, tree.map(lambda x, t=t: _row(x, t), xs))
     _, structure = tree.flatten(rows[0])
     columns = zip(*(tree.leaves(row) for row in rows), strict=True)
     return carry, tree.unflatten(structure, [_stacked(column) for column in columns])

@@ -20,7 +20,6 @@ from retrograde.captures import snapshot
 from retrograde.compiler.errors import (
     CheckpointError,
     DataError,
-    DTypeError,
     ShapeError,
     UnsupportedError,
 )
@@ -40,17 +39,12 @@ from retrograde.execution import (
 from retrograde.explained import Explained
 from retrograde.runtime.training import checkpoint
 from retrograde.runtime.training.interrupts import uninterrupted
-from retrograde.specs import is_spec, type_of, unified
 from retrograde.traces import as_array, checked_at
-from retrograde.training_graph import (
-    KEY_TYPE,
-    StepParts,
-    TracedStep,
-    check_loss,
-    trace_step,
-)
+from retrograde.training_graph import KEY, KEY_TYPE, TracedStep, check_loss, trace_step
+from retrograde.training_parts import model_leaf, parameter_names, state_names, step_parts
+from retrograde.truncation import checked_truncation
 
-MODEL, OPTIMIZER, STEP, KEY = "model", "optimizer", "step", "key"
+MODEL, OPTIMIZER, STEP = "model", "optimizer", "step"
 
 
 def compile_training(
@@ -77,15 +71,16 @@ def compile_training(
     names the sizes that the plan is made for.  `budget`: the most bytes that a step may take at any
     size, parameters and optimizer included, as a number or "64MiB"; what does not fit is computed
     again instead of being kept (so far: loops over time).  Raises BudgetError where that is not
-    enough, at the sizes of `at` now and at others when a step runs.  `precision`, `accumulate`
-    above 1 and `truncate` are not in this release (UnsupportedError)."""
+    enough, at the sizes of `at` now and at others when a step runs.  `truncate` of K: gradients go
+    back through loops over time for runs of K steps only; the carries go on (see `scan`).
+    `precision` and `accumulate` above 1 are not in this release (UnsupportedError)."""
     refuse_unbuilt(precision)
-    if accumulate != 1 or truncate is not None:
-        name = "accumulate" if accumulate != 1 else "truncate"
+    if accumulate != 1:
         raise UnsupportedError(
-            f"{where()}{name} is not in this release: leave it out; a smaller batch needs less "
+            f"{where()}accumulate is not in this release: leave it out; a smaller batch needs less "
             "memory"
         )
+    truncate = checked_truncation(truncate)
     if clip_norm is not None and not (isinstance(clip_norm, SCALARS) and clip_norm > 0):
         raise DataError(f"{where()}clip_norm is {clip_norm!r}: it must be above 0, or None")
     if isinstance(optimizer, type) or not hasattr(optimizer, "init"):
@@ -96,7 +91,7 @@ def compile_training(
     check_loss(loss, model, batch)
     checked_backend(backend)
     return TrainStep(
-        loss, model, optimizer, batch, at, backend, threads, clip_norm, seed, budget
+        loss, model, optimizer, batch, at, backend, threads, clip_norm, seed, budget, truncate
     )
 
 
@@ -115,13 +110,14 @@ class TrainStep(Explained):
         clip_norm: float | None,
         seed: int,
         budget: int | str | None,
+        truncate: int | None,
     ) -> None:
         self._lock = threading.Lock()
         self._backend, self._threads = backend, threads
         self._key = np.asarray(random.key(seed), KEY_TYPE.dtype.numpy)
         leaves, self._structure = tree.flatten(model)
         self._paths = [path or "parameter" for path in tree.names(self._structure)]
-        arrays = [_leaf(x, path) for x, path in zip(leaves, self._paths, strict=True)]
+        arrays = [model_leaf(x, path) for x, path in zip(leaves, self._paths, strict=True)]
         trained = [i for i, x in enumerate(arrays) if dtypes.dtype(x.dtype).is_float]
         if not trained:
             raise DataError(f"{where()}the model has no float arrays: there is nothing to train")
@@ -129,11 +125,11 @@ class TrainStep(Explained):
         params = [arrays[i] for i in trained]
         state, state_structure = tree.flatten(optimizer.init(params))
         state = [np.asarray(x) for x in state]
-        names = _parameter_names(self._paths, trained)
-        state_names = _state_names(tree.names(state_structure), names)
-        self._parts = _parts(
+        names = parameter_names(self._paths, trained)
+        moments = state_names(tree.names(state_structure), names)
+        self._parts = step_parts(
             loss, optimizer, self._structure, trained, arrays, state, state_structure,
-            [*names, *state_names, STEP], batch, clip_norm,
+            [*names, *moments, STEP], batch, clip_norm, truncate,
         )  # fmt: skip
         self._traced = trace_step(self._parts)
         symbols = self._traced.graph.symbols()
@@ -233,7 +229,7 @@ class TrainStep(Explained):
                 f"{where()}the model is of another structure than the one compiled for: "
                 f"{tree.difference(self._structure, structure)}"
             )
-        arrays = [_leaf(x, path) for x, path in zip(leaves, self._paths, strict=True)]
+        arrays = [model_leaf(x, path) for x, path in zip(leaves, self._paths, strict=True)]
         types = self._leaf_types()
         for x, type, path in zip(arrays, types, self._paths, strict=True):
             as_array(x, type, path)
@@ -337,68 +333,3 @@ class TrainStep(Explained):
     def __repr__(self) -> str:
         count = sum(int(t.size) for t in self._parts.parameters)
         return f"<training step of {self._traced.graph.name}: {count} parameters>"
-
-
-def _leaf(x: Any, path: str) -> Array:
-    if not isinstance(x, np.ndarray):
-        raise DTypeError(
-            f"{where()}{path} of the model is a {type(x).__name__}: its leaves are NumPy arrays; "
-            "settings belong in other fields of a module"
-        )
-    dtypes.dtype(x.dtype)  # raises for what is not supported
-    return x
-
-
-def _parts(
-    loss: Callable[..., Any],
-    optimizer: Any,
-    model: tree.TreeDef,
-    trained: Sequence[int],
-    arrays: Sequence[Array],
-    state: Sequence[Array],
-    state_structure: tree.TreeDef,
-    names: list[str],
-    batch: Mapping[str, Any],
-    clip_norm: float | None,
-) -> StepParts:
-    """The declarations of every input, in order."""
-    if not isinstance(batch, Mapping) or not batch:
-        raise DataError(f"{where()}batch must be a dict of specs: {{'x': rg.spec('f32', 'B', 5)}}")
-    leaves, structure = tree.flatten(dict(batch))
-    places = [i for i, x in enumerate(leaves) if is_spec(x)]
-    paths = tree.names(structure)
-    chosen = set(trained)
-    fixed = [i for i in range(len(arrays)) if i not in chosen]
-    model_paths = [path or "parameter" for path in tree.names(model)]
-    return StepParts(
-        loss,
-        optimizer,
-        model,
-        tuple(trained),
-        tuple(type_of(arrays[i]) for i in trained),
-        tuple(type_of(arrays[i]) for i in fixed),
-        state_structure,
-        tuple(map(type_of, state)),
-        structure,
-        tuple(leaves),
-        tuple(places),
-        tuple(unified(type_of(leaves[i]) for i in places)),
-        (*names, KEY, *(paths[i] for i in places), *(model_paths[i] for i in fixed)),
-        clip_norm,
-    )
-
-
-def _parameter_names(paths: Sequence[str], trained: Sequence[int]) -> list[str]:
-    return [paths[i] for i in trained]
-
-
-def _state_names(paths: Sequence[str], parameters: Sequence[str]) -> list[str]:
-    """The names of the optimizer's state: `m.3` is `m.blocks.0.weight` where the third parameter
-    is called so."""
-    out = []
-    for path in paths:
-        head, _, tail = path.rpartition(".")
-        if tail.isdigit() and int(tail) < len(parameters):
-            tail = parameters[int(tail)]
-        out.append(f"{head}.{tail}" if head else tail)
-    return out

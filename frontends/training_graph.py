@@ -26,8 +26,10 @@ from retrograde.gradients import differentiated
 from retrograde.nn.context import dropout_keys
 from retrograde.numpy import minimum, sqrt
 from retrograde.tracing import checked_function, expression, name_of, strong, trace_root
+from retrograde.truncation import truncated
 
 UPDATE = Origin("update", "optimizer")
+KEY = "key"  # the name of the dropout key, among the inputs and in checkpoints
 KEY_TYPE = TensorType(dtypes.u32, (2,))
 
 
@@ -49,6 +51,7 @@ class StepParts:
     batch_types: tuple[TensorType, ...]
     names: tuple[str, ...]  # of all declared inputs, in their order
     clip_norm: float | None
+    truncate: int | None
 
     @property
     def donated(self) -> int:
@@ -146,7 +149,8 @@ def _loss_and_gradients(
         mine, others = iter(trained), iter(fixed)
         chosen = set(parts.trained)
         whole = [next(mine) if i in chosen else next(others) for i in range(parts.model.num_leaves)]
-        return parts.loss(tree.unflatten(parts.model, whole), **keywords)
+        with truncated(parts.truncate):
+            return parts.loss(tree.unflatten(parts.model, whole), **keywords)
 
     loss_of.__name__ = name_of(parts.loss)
     value, _, (grads,) = differentiated(loss_of, (0,), False, (params,), {})

@@ -279,7 +279,7 @@ class _Printer:
     def _sweep(self, step: SweepStep, depth: int) -> list[str]:
         indent = INDENT * depth
         parts = self._parts(step.cut, step.advance)
-        carries = self._listed([place for _, place in step.carries])
+        carries = self._listed([place for _, place in step.carries[: len(step.kept)]])
         slots = self.spell.size(step.cut.slots)
         call = f"rt.sweep({parts}, {slots}, {carries}, {self._listed(step.kept)})"
         return [*self._copies(step.carries, indent), indent + call]
@@ -312,7 +312,8 @@ class _Printer:
             f"{INDENT}return run",
         ]
         length, segment = self.spell.size(cut.length), self.spell.size(cut.segment)
-        return self.bind("parts", f"rt.parts({length}, {segment}, {cut.reverse}, {part})")
+        order = f"{cut.reverse}, {cut.rest_last}"
+        return self.bind("parts", f"rt.parts({length}, {segment}, {order}, {part})")
 
     def _part(self, step: PartStep) -> str:
         assert self.outer is not None

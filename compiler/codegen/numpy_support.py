@@ -119,10 +119,11 @@ class Support:
     # --- loops in segments
 
     def parts(
-        self, length: int, segment: int, reverse: bool, make: Callable[[int], Callable[[int], None]]
-    ) -> list[Callable[[], None]]:
+        self, length: int, segment: int, reverse: bool, rest_last: bool,
+        make: Callable[[int], Callable[[int], None]],
+    ) -> list[Callable[[], None]]:  # fmt: skip
         """A function for each segment, in their order; `make` gives those of equal size."""
-        cut = list(segments(length, segment, reverse))
+        cut = list(segments(length, segment, reverse, rest_last))
         made = {steps: make(steps) for steps in dict.fromkeys(steps for _, steps in cut)}
         return [partial(made[steps], start) for start, steps in cut]
 
@@ -132,7 +133,9 @@ class Support:
     ) -> None:  # fmt: skip
         """Runs all segments, and keeps the states that the way back begins with: the schedule's in
         their slots, the one that enters the last segment in the last row."""
-        if not parts:
+        if not kept or not parts:
+            for part in parts:
+                part()
             return
         for action in checkpoints(len(parts), slots).sweep:
             if action.kind == "store":

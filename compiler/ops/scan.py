@@ -7,6 +7,10 @@ The gradient saves, stacked over the steps, only what the backward body reads an
 compute again from the rest: of an LSTM the gates and tanh(c), not their sums or products.  What
 depends on the slices and constants alone is computed in the backward body from them, where
 hoisting finds it.  Invariant: the forward scan with residuals computes the same bits as without.
+
+An attribute `truncate` of K steps cuts the gradient: none flows through the carries from a run of K
+steps into the one before it (truncated backpropagation through time: Williams & Peng, "An efficient
+gradient-based algorithm for on-line training of recurrent network trajectories", 1990).
 """
 
 from __future__ import annotations
@@ -18,12 +22,14 @@ from typing import Any
 import numpy as np
 
 from retrograde.compiler.errors import ShapeError
+from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.builder import Builder
 from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.dtypes import i64
 from retrograde.compiler.ir.expr import Expr, zeros
 from retrograde.compiler.ir.graph import Attrs, Graph, Node, TensorType, Value, same_type
 from retrograde.compiler.ir.op import Op, VjpContext
-from retrograde.compiler.ir.registry import Kind, register
+from retrograde.compiler.ir.registry import Kind, lookup, register
 from retrograde.compiler.ops.region import effects_of, graph_cost, silent
 
 
@@ -211,6 +217,7 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
     carried = [g for i, g in zip(split.of, totals, strict=True) if i < n]
     stepwise = [g for i, g in zip(split.of, totals, strict=True) if i >= n]
     sums = [zeros(body.inputs[i].type) for i in split.wrt if i >= m]
+    borders = _borders(ctx.attrs)
 
     inner = Builder(split.backward.name, Expr)
     with inner:
@@ -219,7 +226,10 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
         kept = [inner.input(v.type, "kept") for v in split.backward.inputs[: split.kept]]
         xs = [inner.input(v.type, "x") for v in slices]
         d_ys = [inner.input(TensorType(g.dtype, g.shape[1:]), "d y") for g in stepwise]
+        cuts = [inner.input(TensorType(b.dtype), "border") for b in borders]
         fixed = [inner.input(v.type, "constant") for v in captured]
+        for border in cuts:
+            d_carries = [lookup("select")(border, zeros(g.type), g) for g in d_carries]
         results = inner.inline(split.backward, [*kept, *xs, *fixed, *d_carries, *d_ys])
         pulled = dict(zip(split.wrt, results, strict=True))
         d_xs = [pulled[i] for i in split.wrt if n <= i < m]
@@ -230,10 +240,10 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
         new_carries = [pulled[i] for i in split.wrt if i < n]
         step = inner.finish([e.value for e in (*new_carries, *new_sums, *d_xs)])
     found = scan(
-        *carried, *sums, *residuals, *sliced, *stepwise, *constants,
+        *carried, *sums, *residuals, *sliced, *stepwise, *borders, *constants,
         body=step,
         carries=len(carried) + len(sums),
-        slices=len(residuals) + len(sliced) + len(stepwise),
+        slices=len(residuals) + len(sliced) + len(stepwise) + len(borders),
         length=ctx.attrs["length"],
         reverse=not ctx.attrs["reverse"],
     )  # fmt: skip
@@ -244,6 +254,18 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
     for i, g in zip(split.wrt, ordered, strict=True):
         out[i] = g
     return out
+
+
+def _borders(attrs: Attrs) -> list[Expr]:
+    """Over the steps: whether the gradient that comes back to a step's results is cut, because the
+    next step begins another run of `truncate` steps.  Nothing where it never is."""
+    steps, length = attrs.get("truncate"), attrs["length"]
+    if steps is None or dims.decide_le(length, steps) is True:
+        return []
+    index = lookup("iota")(size=length, dtype=i64)
+    done = length - index if attrs["reverse"] else index + 1  # steps up to here, in their order
+    more: Expr = lookup("less")(done, length)
+    return [lookup("logical_and")(lookup("equal")(done % steps, 0), more)]
 
 
 scan = register(

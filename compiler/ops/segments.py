@@ -1,10 +1,11 @@
 """Loops over time in segments: `scan_sweep` runs a scan forward and keeps a few of its states,
 `scan_replay` runs its reverse scan from them.
 
-A scan of `length` steps is cut into segments of `segment` steps, the first of them shorter where
-the division leaves a rest.  `advance` and `retreat` are graphs over one segment; their sizes hold
-the symbol that `segment` is.  Both ops are made by the pass `SegmentScans`, after differentiation.
-Invariant: which states are kept changes what is computed again, never a result.
+A scan of `length` steps is cut into segments of `segment` steps; where the division leaves a rest,
+the first of them is shorter, or with `rest_last` the last.  `advance` and `retreat` are graphs over
+one segment; their sizes hold the symbol that `segment` is.  Both ops are made after
+differentiation, by `SegmentScans` and `TruncateScans`.  Invariant: which states are kept changes
+what is computed again, never a result.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ def segment_count(length: int, segment: int) -> int:
     return -(-length // segment)
 
 
-def segments(length: int, segment: int, reverse: bool) -> Iterator[tuple[int, int]]:
+def segments(
+    length: int, segment: int, reverse: bool, rest_last: bool
+) -> Iterator[tuple[int, int]]:
     """(first index, steps) of each segment, in the order in which they run."""
     count = segment_count(length, segment)
+    shorter = count - 1 if rest_last else 0
     begin = 0
     for i in range(count):
-        steps = length - (count - 1) * segment if i == 0 else segment
+        steps = length - (count - 1) * segment if i == shorter else segment
         yield (length - begin - steps if reverse else begin), steps
         begin += steps
 
@@ -92,7 +96,11 @@ def _sweep_infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorTyp
     new = [v.type for v in advance.outputs[:n]]
     _expect(new, [v.type for v in carries])
     ys = _per_segment(advance.outputs[n:], attrs, "a result")
-    return (*new, *ys, *(snapshots(t, attrs["slots"]) for t in new))
+    return (*new, *ys, *(snapshots(t, attrs["slots"]) for t in new[: attrs["kept"]]))
+
+
+def _cut(attrs: Attrs) -> Iterator[tuple[int, int]]:
+    return segments(attrs["length"], attrs["segment"], attrs["reverse"], attrs["rest_last"])
 
 
 def _sized(body: Any, attrs: Attrs, steps: int) -> Any:
@@ -106,17 +114,20 @@ def _sweep_evaluate(attrs: Attrs, *arrays: Any) -> Any:
     n, length = attrs["carries"], attrs["length"]
     shapes = attrs["advance"].output_types
     ys = [np.empty((length, *shape[1:]), dtype) for dtype, shape in shapes[n:]]
-    kept = [np.zeros((attrs["slots"] + 1, *np.shape(c)), np.asarray(c).dtype) for c in carries]
-    for rows, c in zip(kept, carries, strict=True):
+    kept = []
+    for c in carries[: attrs["kept"]]:
+        rows = np.zeros((attrs["slots"] + 1, *np.shape(c)), np.asarray(c).dtype)
         rows[0] = c
-    for start, steps in segments(length, attrs["segment"], attrs["reverse"]):
+        kept.append(rows)
+    for start, steps in _cut(attrs):
         part = slice(start, start + steps)
         run = _sized(attrs["advance"], attrs, steps)
         results = run(*carries, *(x[part] for x in slices), *constants)
         carries = list(results[:n])
         for out, y in zip(ys, results[n:], strict=True):
             out[part] = y
-    return (*carries, *ys, *kept)
+    everything = (*carries, *ys, *kept)
+    return everything if len(everything) != 1 else everything[0]
 
 
 def _over_all(graph: Graph, attrs: Attrs) -> Dim:
@@ -136,8 +147,8 @@ sweep = register(
         _sweep_infer,
         _sweep_evaluate,
         vjp=_MADE_LATE,
-        doc="a scan in segments: returns the last carries, the stacked step results, and for each "
-        "carry the states that are kept for `scan_replay`",
+        doc="a scan in segments: returns the last carries, the stacked step results, and for the "
+        "first `kept` carries the states that `scan_replay` goes back from",
         convention="the last row of the kept states is the one that enters the last segment",
         cost=_sweep_cost,
         has_regions=True,
@@ -172,7 +183,7 @@ def _replay_evaluate(attrs: Attrs, *arrays: Any) -> Any:
     ys = [np.empty((length, *shape[1:]), dtype) for dtype, shape in shapes[k:]]
     state = [rows[0] for rows in kept]
     entering = []
-    parts = list(segments(length, attrs["segment"], attrs["reverse"]))
+    parts = list(_cut(attrs))
     for start, steps in parts:
         entering.append(state)
         sliced = [x[start : start + steps] for x in slices]

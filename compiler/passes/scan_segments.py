@@ -81,7 +81,7 @@ class SegmentScans:
         carries = node.inputs[:n]
         slices = list(dict.fromkeys(slices_of(node)))
         constants = list(dict.fromkeys(constants_of(node)))
-        part = _Part(f"{node.attrs['body'].name}.advance", segment)
+        part = SegmentGraph(f"{node.attrs['body'].name}.advance", segment)
         with part.builder:
             states = part.whole([v.type for v in carries], "carry")
             part.slices(slices)
@@ -89,14 +89,15 @@ class SegmentScans:
             found = part.scan(node, states, needed)
             advance = part.finish(found)
         states_kept = [Value(next_id(), snapshots(v.type, slots)) for v in carries]
-        return _region(
+        return region(
             node, "scan_sweep",
             (*carries, *slices, *constants),
             (*node.outputs[:n], *needed, *states_kept),
             {
                 "advance": advance, "carries": n, "slices": len(slices),
                 "length": node.attrs["length"], "reverse": node.attrs["reverse"],
-                "segment": segment, "symbol": self.segment, "slots": slots,
+                "segment": segment, "symbol": self.segment, "slots": slots, "kept": n,
+                "rest_last": False,
             },
         )  # fmt: skip
 
@@ -110,13 +111,13 @@ class SegmentScans:
         constants = list(dict.fromkeys([*constants_of(first), *constants_of(last)]))
         state_types = [v.type for v in first.inputs[:n]]
 
-        part = _Part(f"{first.attrs['body'].name}.advance", segment)
+        part = SegmentGraph(f"{first.attrs['body'].name}.advance", segment)
         with part.builder:
             states = part.whole(state_types, "carry")
             part.slices(slices)
             part.constants(constants)
             advance = part.finish(part.scan(first, states, ()))
-        part = _Part(f"{last.attrs['body'].name}.retreat", segment)
+        part = SegmentGraph(f"{last.attrs['body'].name}.retreat", segment)
         with part.builder:
             states = part.whole(state_types, "carry")
             backs = part.whole([v.type for v in last.inputs[:k]], "d carry")
@@ -127,7 +128,7 @@ class SegmentScans:
                 residuals = part.scan(first, states, pair.read)[n:]
             part.known.update(zip(pair.read, residuals, strict=True))
             retreat = part.finish(part.scan(last, backs, last.outputs[k:]))
-        return _region(
+        return region(
             last, "scan_replay",
             (*kept, *last.inputs[:k], *slices, *constants),
             last.outputs,
@@ -135,12 +136,12 @@ class SegmentScans:
                 "advance": advance, "retreat": retreat, "states": n, "carries": k,
                 "slices": len(slices), "length": first.attrs["length"],
                 "reverse": first.attrs["reverse"], "segment": segment, "symbol": self.segment,
-                "slots": slots,
+                "slots": slots, "rest_last": False, **_truncated(first),
             },
         )  # fmt: skip
 
 
-class _Part:
+class SegmentGraph:
     """A graph over one segment in the making.  `known`: outer values as they are in it."""
 
     def __init__(self, name: str, segment: Dim) -> None:
@@ -186,7 +187,11 @@ class _Part:
         return self.builder.finish([e.value for e in results])
 
 
-def _region(
+def _truncated(node: Node) -> dict[str, object]:
+    return {"truncate": steps} if (steps := node.attrs.get("truncate")) else {}
+
+
+def region(
     node: Node, op: str, inputs: Sequence[Value], outputs: Sequence[Value], attrs: dict[str, object]
 ) -> Node:
     return Node(

@@ -15,7 +15,7 @@ from retrograde.compiler.ops.region import graph_cost
 from retrograde.compiler.plan.liveness import Liveness, analyse
 from retrograde.compiler.plan.lower import lower
 from retrograde.compiler.plan.memory import Buffer, Orientation, Placement, orient, place
-from retrograde.compiler.plan.recipe import TimeLoop
+from retrograde.compiler.plan.recipe import Runs, TimeLoop
 from retrograde.compiler.plan.specs import BufferSpec, Port
 from retrograde.compiler.plan.steps import Schedule
 from retrograde.compiler.plan.views import ALIGNMENT, Storage
@@ -85,5 +85,18 @@ def time_loops(graph: Graph) -> tuple[TimeLoop, ...]:
             continue
         attrs = node.attrs
         step = dims.substitute(graph_cost(attrs["advance"]), {attrs["symbol"]: 1})
-        found.append(TimeLoop(attrs["length"], step, attrs["symbol"], str(attrs["slots"])))
+        found.append(
+            TimeLoop(
+                attrs["length"], step, attrs["symbol"], str(attrs["slots"]), attrs.get("truncate")
+            )
+        )
     return tuple(found)
+
+
+def loops_in_runs(graph: Graph) -> tuple[Runs, ...]:
+    """The loops of `graph` whose runs are as long as the gradient goes back."""
+    return tuple(
+        Runs(node.attrs["symbol"], node.attrs["length"], node.attrs["truncate"])
+        for node in graph.nodes
+        if node.op.name == "scan_sweep" and node.attrs["rest_last"]
+    )

@@ -33,17 +33,28 @@ class Choice:
 
 
 def choose(recipes: Sequence[Recipe], sizes: Mapping[str, int], budget: int | None) -> Choice:
-    """The cheapest recipe whose arena is within `budget` (None: the cheapest of all), else the one
-    with the lowest arena."""
-    ways = [
-        found
-        for index, recipe in enumerate(recipes)
-        for found in _ways(index, recipe, sizes, budget)
-    ]
+    """The cheapest recipe whose arena is within `budget` (None: any), the first of the recipes if
+    it is one of those; else the one with the lowest arena."""
+    ways: list[Choice] = []
+    for index, recipe in enumerate(recipes):
+        if not recipe.serves(sizes):
+            continue
+        found = list(_ways(index, recipe, _with_runs(recipe, sizes), budget))
+        if index == 0 and (budget is None or found[0].height <= budget):
+            return found[0]
+        ways += found
     fitting = [found for found in ways if budget is None or found.height <= budget]
     if fitting:
         return min(fitting, key=lambda found: (found.cost, found.height, found.index))
     return min(ways, key=lambda found: (found.height, found.cost, found.index))
+
+
+def _with_runs(recipe: Recipe, sizes: Mapping[str, int]) -> dict[str, int]:
+    full = dict(sizes)
+    for runs in recipe.runs:
+        steps = max(1, min(runs.steps, dims.evaluate(runs.length, sizes)))
+        full[runs.name] = max(full.get(runs.name, 1), steps)
+    return full
 
 
 def _ways(
@@ -55,7 +66,8 @@ def _ways(
         yield Choice(index, recipe, dict(sizes), height, dims.evaluate(recipe.work, sizes), {})
         return
     longest = max(dims.evaluate(loop.length, sizes) for loop in recipe.loops)
-    for segment in _segment_lengths(longest):
+    most_steps = min((loop.longest for loop in recipe.loops if loop.longest), default=longest)
+    for segment in _segment_lengths(longest, most_steps):
         most = max(1, -(-longest // segment) - 1)
 
         def at(slots: int, segment: int = segment) -> Choice:
@@ -97,12 +109,13 @@ def _at(index: int, recipe: Recipe, sizes: Mapping[str, int], segment: int, slot
     return Choice(index, recipe, full, recipe.layout(full)[2], cost, again)
 
 
-def _segment_lengths(length: int) -> list[int]:
-    """Lengths from the whole loop down to one step, each the least for its number of segments."""
-    found: dict[int, None] = {}
+def _segment_lengths(length: int, most: int) -> list[int]:
+    """Lengths from `most` down to one step, each the least for its number of segments."""
+    found = {max(1, min(most, length)): None}
     count = 1.0
     while count <= length:
-        found[-(-length // int(count))] = None
+        if (steps := -(-length // int(count))) <= most:
+            found[steps] = None
         count = max(count + 1, count * _FINENESS)
     found[1] = None
     return list(found)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def lower_sweep(outer: Lowering, node: Node) -> SweepStep:
     """The step of a `scan_sweep`; its results get their places."""
     n = node.attrs["carries"]
-    first = len(node.outputs) - n
+    first = len(node.outputs) - node.attrs["kept"]
     init, slices, constants = sweep_parts(node.inputs, node.attrs)
     graph: Graph = node.attrs["advance"]
     carries = [_carry(outer, v, node) for v in init]
@@ -75,8 +75,9 @@ def lower_replay(outer: Lowering, node: Node) -> ReplayStep:
 def _cut(node: Node) -> Segments:
     attrs = node.attrs
     return Segments(
-        attrs["length"], attrs["segment"], attrs["symbol"], attrs["slots"], attrs["reverse"]
-    )
+        attrs["length"], attrs["segment"], attrs["symbol"], attrs["slots"], attrs["reverse"],
+        attrs["rest_last"],
+    )  # fmt: skip
 
 
 def _carry(outer: Lowering, v: Value, node: Node) -> tuple[Operand, View]:

@@ -21,12 +21,23 @@ from retrograde.compiler.plan.specs import BufferSpec
 @dataclass(frozen=True)
 class TimeLoop:
     """A loop that is cut into segments: its steps, and the operations of running one of them
-    forward once more; the names of the plan's symbols for its segments and the states kept."""
+    forward once more; the names of the plan's symbols for its segments and the states kept.
+    `longest`: the most steps that a segment may have."""
 
     length: Dim
     step: Dim
     segment: str
     slots: str
+    longest: int | None = None
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A loop in runs of `steps` steps: the plan's symbol `name` is that many, or all there are."""
+
+    name: str
+    length: Dim
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,13 @@ class Recipe:
     source: str
     work: Dim = 0
     loops: tuple[TimeLoop, ...] = ()
+    runs: tuple[Runs, ...] = ()
+    limits: tuple[tuple[Dim, int], ...] = ()  # sizes and what they may be at most
     reuse: bool = True  # False: every buffer has a place of its own
+
+    def serves(self, sizes: Mapping[str, int]) -> bool:
+        """Whether the recipe is one for these sizes."""
+        return all(dims.evaluate(d, sizes) <= most for d, most in self.limits)
 
     @property
     def state_count(self) -> int:

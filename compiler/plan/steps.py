@@ -140,6 +140,7 @@ class Segments:
     symbol: str
     slots: Dim
     reverse: bool
+    rest_last: bool
 
 
 @dataclass(frozen=True, eq=False)

@@ -159,10 +159,10 @@ def test_as_little_runs_again_as_can_be(
     ran: list[tuple[str, int]] = []
     make_parts = Support.parts
 
-    def counted(self: Support, length: int, size: int, reverse: bool, make: Any) -> Any:
+    def counted(self: Support, *cut: Any) -> Any:
         which = len([1 for kind, _ in ran if kind == "made"])
         ran.append(("made", which))
-        parts = make_parts(self, length, size, reverse, make)
+        parts = make_parts(self, *cut)
 
         def noting(part: Any) -> Any:
             def run() -> None:
