@@ -1,124 +1,21 @@
 """Rules of taking apart: an op over all steps -> the same op of one step.
 
-A `Cut` says where a value has the steps: on an axis that they have alone (one step is then without
-it), or on one that they share, as in a reshape of [B, T, D] to [B*T, D] (it is then smaller).  The
-rule of an op tells, for a cut of its result, what it needs of each operand, and emits the op of one
-step.  `sums` holds the ops that add over the steps: there, the step's part is emitted.
-Invariant: the result of a rule is what the op's result holds at that step, bit by bit.
+The rule of an op tells, for a cut of its result, what one step needs of each operand, and emits the
+op of one step.  Invariant: the result of a rule is what the op's result holds at that step, bit by
+bit; at steps that a window leaves out it is any number, and no error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
-from retrograde.compiler.ir.expr import Expr, cast
-from retrograde.compiler.ir.graph import Attrs, Node, Value, same_shape
+from retrograde.compiler.ir.expr import Expr
+from retrograde.compiler.ir.graph import Node, Value, same_shape
 from retrograde.compiler.ir.registry import Kind, lookup
-from retrograde.compiler.ops.declare import wide
-from retrograde.compiler.passes.scan_sink import is_zero
-from retrograde.compiler.passes.vectorize_rules import emit
-
-Axes = tuple[int, ...]
-Makers = Mapping[Value, Node]
-
-
-@dataclass(frozen=True, eq=False)
-class Cut:
-    """The steps lie on `axis`, whose size is outer * length * inner."""
-
-    axis: int
-    outer: Dim
-    inner: Dim
-    length: Dim
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Cut) or self.axis != other.axis:
-            return False
-        mine, others = (self.outer, self.inner, self.length), (other.outer, other.inner, other.length)
-        return same_shape(mine, others)
-
-    def __hash__(self) -> int:
-        return hash((self.axis, self.outer, self.inner, self.length))
-
-    @property
-    def size(self) -> Dim:
-        return self.outer * self.length * self.inner
-
-    @property
-    def rest(self) -> Dim:
-        """What the axis has in one step."""
-        return self.outer * self.inner
-
-    @property
-    def alone(self) -> bool:
-        """Whether the axis holds the steps and nothing else, so that one step has no such axis."""
-        return dims.same(self.rest, 1)
-
-    def at(self, axis: int) -> Cut:
-        return Cut(axis, self.outer, self.inner, self.length)
-
-    def fits(self, shape: Sequence[Dim], axis: int) -> bool:
-        """Whether an axis of another value can hold the same steps."""
-        return dims.same(shape[axis], self.size)
-
-    def shape(self, shape: Sequence[Dim]) -> tuple[Dim, ...]:
-        """The shape of one step."""
-        return tuple(self.each([self.rest if i == self.axis else d for i, d in enumerate(shape)]))
-
-    def each(self, entries: Sequence[Any]) -> tuple[Any, ...]:
-        """Of entries that there is one of for each axis, those of one step."""
-        return tuple(x for i, x in enumerate(entries) if i != self.axis or not self.alone)
-
-    def axes(self, axes: Sequence[int]) -> Axes:
-        """The axes as one step counts them, without the one that it does not have."""
-        if not self.alone:
-            return tuple(axes)
-        return tuple(a - (a > self.axis) for a in axes if a != self.axis)
-
-
-class Need(Enum):
-    """What a step takes of an operand of which it does not take a step."""
-
-    WHOLE = "whole"  # all of it: it is the same in every step
-    NOTHING = "nothing"  # the rule does without
-
-
-Needs = tuple["Cut | Need", ...]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One step of a node: what is asked for of its result, and its operands in that step."""
-
-    node: Node
-    cut: Cut | None  # None where the result is a sum over the steps
-    needs: Needs
-    operands: tuple[Expr | None, ...]
-
-    @property
-    def attrs(self) -> Attrs:
-        return self.node.attrs
-
-    def cut_of(self, i: int) -> Cut:
-        need = self.needs[i]
-        assert isinstance(need, Cut)
-        return need
-
-    def operand(self, i: int) -> Expr:
-        x = self.operands[i]
-        assert x is not None
-        return x
-
-    def all(self) -> list[Expr]:
-        return [self.operand(i) for i in range(len(self.operands))]
-
-    def emit(self, operands: Sequence[Expr], **changed: Any) -> tuple[Expr, ...]:
-        return emit(self.node.op, operands, {**self.attrs, **changed})
+from retrograde.compiler.passes.cuts import Cut, Makers, Need, Needs, Part, Steps, ordered, reshaped
 
 
 class Rule(NamedTuple):
@@ -126,13 +23,6 @@ class Rule(NamedTuple):
 
     pull: Callable[[Node, Cut, Makers], Needs | None]
     step: Callable[[Part], tuple[Expr, ...]]
-
-
-class SumRule(NamedTuple):
-    """`pull`: a node, the known cuts of values -> what a part of the sum needs, or None."""
-
-    pull: Callable[[Node, Mapping[Value, Cut], Makers], Needs | None]
-    part: Callable[[Part], Expr]
 
 
 def rule_for(node: Node) -> Rule | None:
@@ -148,12 +38,11 @@ def pushed(node: Node, known: Mapping[Value, Cut], makers: Makers) -> Cut | None
         return None
     _, first = cuts[0]
     shape = node.outputs[0].shape
-    if node.op.name == "reshape":
-        candidates = [found] if (found := _moved(first, node.inputs[0].shape, shape)) else []
-    else:
-        candidates = [first.at(a) for a in range(len(shape)) if first.fits(shape, a)]
+    candidates: list[Cut | None] = [first.at(a) for a in range(len(shape)) if first.fits(shape, a)]
+    if node.op.name in _LEADS:
+        candidates = [_LEADS[node.op.name](node, first)]
     for candidate in candidates:
-        needs = rule.pull(node, candidate, makers)
+        needs = None if candidate is None else rule.pull(node, candidate, makers)
         if needs is not None and all(needs[i] in (c, Need.NOTHING) for i, c in cuts):
             return candidate
     return None
@@ -267,7 +156,7 @@ def _moved(cut: Cut, old: Sequence[Dim], new: Sequence[Dim]) -> Cut | None:
         inner = dims.divide_exact(behind, dims.product(new[axis + 1 :]))
         if outer is None or inner is None:
             continue
-        found = Cut(axis, outer, inner, cut.length)
+        found = Cut(axis, outer, inner, cut.steps)
         if dims.same(found.size, size):
             return found
     return None
@@ -284,25 +173,71 @@ def _reshape(p: Part) -> tuple[Expr, ...]:
 
 
 def _pull_slice(node: Node, cut: Cut, makers: Makers) -> Needs | None:
-    a, i = node.attrs, cut.axis
-    whole = dims.same(a["start"][i], 0) and cut.fits(a["stop"], i) and a["step"][i] == 1
-    return (cut,) if whole and cut.fits(node.inputs[0].shape, i) else None
+    a, i, x = node.attrs, cut.axis, node.inputs[0]
+    if a["step"][i] != 1:
+        return None
+    if dims.same(a["start"][i], 0) and cut.fits(x.shape, i):
+        return (cut,)
+    return _windowed(cut, cut.steps.start - a["start"][i], x.shape[i])
+
+
+def _windowed(cut: Cut, start: Dim, count: Dim) -> tuple[Cut] | None:
+    """The cut along the same axis of an operand that has other steps."""
+    steps = cut.steps.window(start, count) if cut.alone else None
+    return None if steps is None else (Cut(cut.axis, 1, 1, steps),)
+
+
+def _slice_leads(node: Node, cut: Cut) -> Cut | None:
+    i = cut.axis
+    if cut.fits(node.output.shape, i):
+        return cut
+    found = _windowed(cut, cut.steps.start + node.attrs["start"][i], node.output.shape[i])
+    return found and found[0]
 
 
 def _slice(p: Part) -> tuple[Expr, ...]:
-    cut = p.cut_of(0)
+    (x,), cut = p.all(), p.cut_of(0)
     start, step = cut.each(p.attrs["start"]), cut.each(p.attrs["step"])
-    return p.emit(p.all(), start=start, stop=cut.shape(p.attrs["stop"]), step=step)
+    stop = cut.shape(p.attrs["stop"])
+    whole = all(dims.same(d, 0) for d in start) and same_shape(stop, x.shape)
+    return (x,) if whole and set(step) <= {1} else p.emit([x], start=start, stop=stop, step=step)
 
 
 def _pull_pad(node: Node, cut: Cut, makers: Makers) -> Needs | None:
-    padding = [node.attrs[name][cut.axis] for name in ("low", "high", "interior")]
-    return (cut,) if all(dims.same(n, 0) for n in padding) else None
+    low, high, interior = (node.attrs[name][cut.axis] for name in ("low", "high", "interior"))
+    if interior:
+        return None
+    if dims.same(low, 0) and dims.same(high, 0):
+        return (cut,)
+    count = node.inputs[0].shape[cut.axis]
+    if cut.alone and dims.same(count, 1):  # one step is put among others: it is a constant
+        return (Need.WHOLE,)
+    return _windowed(cut, cut.steps.start + low, count)
+
+
+def _pad_leads(node: Node, cut: Cut) -> Cut | None:
+    i = cut.axis
+    if cut.fits(node.output.shape, i):
+        return cut
+    found = _windowed(cut, cut.steps.start - node.attrs["low"][i], node.output.shape[i])
+    return found and found[0]
 
 
 def _pad(p: Part) -> tuple[Expr, ...]:
-    windows = {name: p.cut_of(0).each(p.attrs[name]) for name in ("low", "high", "interior")}
-    return p.emit(p.all(), **windows)
+    (x,), cut = p.all(), p.cut
+    assert cut is not None
+    steps = cut.steps
+    if p.needs[0] is Need.WHOLE:
+        steps = Steps(steps.length, steps.start + p.attrs["low"][cut.axis], 1)
+        x = reshaped(x, cut.each(x.shape))
+    else:
+        steps = p.cut_of(0).steps
+    windows = {name: cut.each(p.attrs[name]) for name in ("low", "high", "interior")}
+    if any(not dims.same(n, 0) for name in windows for n in windows[name]):
+        (x,) = p.emit([x], **windows)
+    if steps == cut.steps:
+        return (x,)
+    return (p.within(steps, x, p.attrs["value"]),)
 
 
 def _pull_set_slice(node: Node, cut: Cut, makers: Makers) -> Needs | None:
@@ -386,7 +321,7 @@ def _indexed(p: Part) -> tuple[Expr, ...]:
     """A gather or scatter of one step."""
     first = len(p.operands) - len(p.attrs["axes"])
     places = p.needs[first:]
-    axes, indices = list(p.attrs["axes"]), list(p.operands[first:])
+    axes, indices = list(p.attrs["axes"]), cleared(p, first)
     if Need.NOTHING in places:
         k = places.index(Need.NOTHING)
         place = p.cut_of(1) if first == 2 else p.cut
@@ -399,6 +334,14 @@ def _indexed(p: Part) -> tuple[Expr, ...]:
     numbered = target.axes(axes) if isinstance(target, Cut) else tuple(axes)
     operands = [*(p.operand(i) for i in range(first)), *(x for x in indices if x is not None)]
     return p.emit(operands, axes=numbered)
+
+
+def cleared(p: Part, first: int) -> list[Expr | None]:
+    """The indices, which are 0 at steps that are none of theirs."""
+    return [
+        p.within(need.steps, x) if x is not None and isinstance(need, Cut) else x
+        for x, need in zip(p.operands[first:], p.needs[first:], strict=True)
+    ]
 
 
 def _numbers(v: Value, place: Cut) -> Expr:
@@ -429,7 +372,8 @@ def _pull_dot(node: Node, cut: Cut, makers: Makers) -> Needs | None:
     return (cut.at(a), Need.WHOLE) if i == 0 else (Need.WHOLE, cut.at(a))
 
 
-def _dot(p: Part) -> tuple[Expr, ...]:
+def step_of_dot(p: Part) -> tuple[Expr, ...]:
+    """Without the steps among the contracted, batch or free axes."""
     contract, batch = (
         tuple(
             need.axes(axes) if isinstance(need, Cut) else tuple(axes)
@@ -438,87 +382,6 @@ def _dot(p: Part) -> tuple[Expr, ...]:
         for name in ("contract", "batch")
     )
     return p.emit(p.all(), contract=contract, batch=batch)
-
-
-# --- sums over the steps.  f16 and bf16 are summed in f32, as over all steps at once
-
-
-def _pull_sum(node: Node, known: Mapping[Value, Cut], makers: Makers) -> Needs | None:
-    cut = known.get(node.inputs[0])
-    return (cut,) if cut is not None and cut.axis in node.attrs["axes"] else None
-
-
-def _sum(p: Part) -> Expr:
-    x = cast(p.operand(0), wide(p.node.inputs[0].dtype))
-    axes = p.cut_of(0).axes(p.attrs["axes"])
-    if axes:
-        x = lookup("sum")(x, axes=axes, keepdims=False)
-    return reshaped(cast(x, wide(p.node.output.dtype)), p.node.output.shape)
-
-
-def _pull_summed_dot(node: Node, known: Mapping[Value, Cut], makers: Makers) -> Needs | None:
-    contract = node.attrs["contract"]
-    for i, v in enumerate(node.inputs):
-        cut = known.get(v)
-        if cut is None or cut.axis not in contract[i]:
-            continue
-        partner = cut.at(contract[1 - i][contract[i].index(cut.axis)])
-        if known.get(node.inputs[1 - i], partner) != partner:
-            return None
-        return (cut, partner) if i == 0 else (partner, cut)
-    return None
-
-
-def _summed_dot(p: Part) -> Expr:
-    operands = tuple(cast(x, wide(x.dtype)) for x in p.all())
-    (out,) = _dot(Part(p.node, None, p.needs, operands))
-    return out
-
-
-def _pull_summed_scatter(node: Node, known: Mapping[Value, Cut], makers: Makers) -> Needs | None:
-    into, updates, *indices = node.inputs
-    cut = next((c for v in (updates, *indices) if (c := known.get(v)) is not None), None)
-    if cut is None or cut.axis >= indices[0].type.ndim or not is_zero(into, makers):
-        return None
-    if any(known.get(v, cut) != cut for v in (updates, *indices)):
-        return None
-    return (Need.NOTHING, *(cut for _ in node.inputs[1:]))
-
-
-def _summed_scatter(p: Part) -> Expr:
-    updates = cast(p.operand(1), wide(p.node.output.dtype))
-    zero = lookup("constant")(value=0.0, dtype=updates.dtype)
-    into = lookup("broadcast_to")(zero, shape=p.node.output.shape)
-    (out,) = p.emit([into, updates, *(p.operand(i) for i in range(2, len(p.operands)))])
-    return out
-
-
-# --- small helpers
-
-
-def reshaped(x: Expr, shape: Sequence[Dim]) -> Expr:
-    if same_shape(x.shape, shape):
-        return x
-    out: Expr = lookup("reshape")(x, shape=tuple(shape))
-    return out
-
-
-def ordered(x: Expr, perm: Axes) -> Expr:
-    if perm == tuple(range(len(perm))):
-        return x
-    out: Expr = lookup("transpose")(x, perm=perm)
-    return out
-
-
-def stacked_first(x: Expr, cut: Cut) -> Expr:
-    """`x` over all steps, the steps on axis 0, each laid out as one step is."""
-    shape, a = x.shape, cut.axis
-    outer = () if dims.same(cut.outer, 1) else (cut.outer,)
-    inner = () if dims.same(cut.inner, 1) else (cut.inner,)
-    at = a + len(outer)
-    x = reshaped(x, (*shape[:a], *outer, cut.length, *inner, *shape[a + 1 :]))
-    x = ordered(x, (at, *(i for i in range(x.ndim) if i != at)))
-    return reshaped(x, (cut.length, *cut.shape(shape)))
 
 
 _BESIDE = Rule(_pull_beside, _along)
@@ -547,10 +410,11 @@ _BY_KIND: dict[Kind, Rule] = {
     Kind.ELEMENTWISE: Rule(_pull_aligned, _elementwise),
     Kind.REDUCE: _REDUCE,
     Kind.CUMULATIVE: _BESIDE,
-    Kind.CONTRACT: Rule(_pull_dot, _dot),
+    Kind.CONTRACT: Rule(_pull_dot, step_of_dot),
 }
-sums: dict[str, SumRule] = {
-    "sum": SumRule(_pull_sum, _sum),
-    "dot_general": SumRule(_pull_summed_dot, _summed_dot),
-    "scatter_add": SumRule(_pull_summed_scatter, _summed_scatter),
+# Ops that may move the steps within an axis, or to another: where they lead a cut.
+_LEADS: dict[str, Callable[[Node, Cut], Cut | None]] = {
+    "reshape": lambda node, cut: _moved(cut, node.inputs[0].shape, node.output.shape),
+    "slice": _slice_leads,
+    "pad": _pad_leads,
 }

@@ -11,21 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ir.builder import Builder, new_value
 from retrograde.compiler.ir.expr import Expr, cast, zeros
 from retrograde.compiler.ir.graph import Graph, Node, Origin, TensorType, Value
-from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.ir.registry import Kind, lookup
 from retrograde.compiler.ops.declare import wide
 from retrograde.compiler.ops.scan import parts
-from retrograde.compiler.passes.devectorize import (
-    Cut,
-    Need,
-    Needs,
-    Part,
-    rule_for,
-    stacked_first,
-    sums,
-)
+from retrograde.compiler.passes.cuts import Cut, Need, Needs, Part, over_all, stacked_first
+from retrograde.compiler.passes.devectorize import rule_for
+from retrograde.compiler.passes.devectorize_sums import SUMS
 from retrograde.compiler.passes.join_facts import in_order
 from retrograde.compiler.passes.join_plan import Key, Made, Plan, Source, fixed, starts, wholes_of
 
@@ -46,6 +41,7 @@ class _Emission:
         self.body = Builder(self.last.attrs["body"].name, Expr)
         self.steps: dict[Key, Expr] = {}
         self.whole: dict[Value, Expr] = {}
+        self.number: Expr | None = None  # of the step, where something asks for it
         cone = plan.cone(plan.keys())
         self.leaves = [key for key in cone if plan.choices[key] is Source.SLICE]
         whole = [v for made in plan.made(cone) for v in wholes_of(made.node, made.needs)]
@@ -73,7 +69,10 @@ class _Emission:
             begin = [zeros(t) for t in self.totals]
             rows = [stacked_first(Expr(v, around), cut) for v, cut in self.leaves]
             found = [new_value(t) for t in self.totals]
-            around.append(self._loop([e.value for e in begin], [e.value for e in rows], found))
+            body = self._body()
+            if self.number is not None:
+                rows.append(lookup("iota")(size=plan.length, dtype=dtypes.i64))
+            around.append(self._loop(body, [e.value for e in begin], [e.value for e in rows], found))
             renamed = {
                 node.output: cast(Expr(v, around), node.output.dtype).value
                 for node, v in zip(plan.sums, found, strict=True)
@@ -88,7 +87,9 @@ class _Emission:
         outputs = tuple(renamed.get(v, v) for v in graph.outputs)
         return in_order(graph.replace(outputs=outputs), nodes)
 
-    def _loop(self, begin: list[Value], rows: list[Value], found: list[Value]) -> Node:
+    def _loop(
+        self, body: Graph, begin: list[Value], rows: list[Value], found: list[Value]
+    ) -> Node:
         loops, last = self.plan.loops, self.last
         states = [v for x in loops for v in x.outputs[: x.attrs["carries"]]]
         results = [v for x in loops for v in x.outputs[x.attrs["carries"] :]]
@@ -98,7 +99,7 @@ class _Emission:
             outputs=(*states, *found, *results),
             attrs={
                 **last.attrs,
-                "body": self._body(),
+                "body": body,
                 "carries": len(states) + len(found),
                 "slices": len(rows),
             },
@@ -127,7 +128,22 @@ class _Emission:
                 results.extend(outputs[x.attrs["carries"] :])
             pairs = zip(accumulators, plan.sums.items(), strict=True)
             added = [self._added(total, node, needs).value for total, (node, needs) in pairs]
+            self._place_number()
             return body.finish([*states, *added, *results])
+
+    def _number(self) -> Expr:
+        """The number of the step: one more slice, which only some need."""
+        if self.number is None:
+            self.number = self.body.input(TensorType(dtypes.i64), "number")
+        return self.number
+
+    def _place_number(self) -> None:
+        """Puts the number's input, the latest, behind those of the other slices."""
+        if self.number is None:
+            return
+        place = len(self.body.inputs) - 1 - len(self.shared)
+        for items in (self.body.inputs, self.body.input_names):
+            items.insert(place, items.pop())  # type: ignore[attr-defined]
 
     def _names(self) -> dict[Value, str]:
         """What the loops call the carries, and the operands that they go on to read."""
@@ -150,7 +166,7 @@ class _Emission:
         outputs = [known.get(v, v) for v in inner.outputs]
         own = loop.outputs[loop.attrs["carries"] :]
         for v, inside in zip(own, outputs[loop.attrs["carries"] :], strict=True):
-            key = Key(v, Cut(0, 1, 1, self.plan.length))
+            key = Key(v, over_all(self.plan.length))
             self.steps[key] = Expr(inside, self.body)
         return outputs
 
@@ -158,7 +174,7 @@ class _Emission:
         """A sum over the steps with this step's part."""
         operands = self._operands(node, needs)
         with self._copying(node):
-            return total + sums[node.op.name].part(Part(node, None, needs, operands))
+            return total + SUMS[node.op.name].part(Part(node, None, needs, operands, self._number))
 
     def _step(self, key: Key) -> Expr:
         for each in self.plan.cone([key]):
@@ -170,7 +186,7 @@ class _Emission:
             assert rule is not None
             operands = self._operands(node, choice.needs)
             with self._copying(node):
-                results = rule.step(Part(node, each.cut, choice.needs, operands))
+                results = rule.step(Part(node, each.cut, choice.needs, operands, self._number))
             for v, e in zip(node.outputs, results, strict=True):
                 self.steps[Key(v, each.cut)] = e
         return self.steps[key]

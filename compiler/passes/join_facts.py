@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ops.region import effects_of
-from retrograde.compiler.passes.devectorize import Cut, pushed, sums
+from retrograde.compiler.passes.cuts import Cut, over_all
+from retrograde.compiler.passes.devectorize import pushed
+from retrograde.compiler.passes.devectorize_sums import SUMS
 
 
 class Facts:
@@ -28,7 +30,7 @@ class Facts:
     def _follow(self, node: Node) -> None:
         if node.op.name == "scan":
             for v in node.outputs[node.attrs["carries"] :]:
-                self.cuts[v] = Cut(0, 1, 1, node.attrs["length"])
+                self.cuts[v] = over_all(node.attrs["length"])
             return
         if not any(v in self.cuts for v in node.inputs):
             return
@@ -36,7 +38,7 @@ class Facts:
         if cut is not None:
             self.cuts.update(dict.fromkeys(node.outputs, cut))
             return
-        rule = sums.get(node.op.name)
+        rule = SUMS.get(node.op.name)
         if rule is not None and rule.pull(node, self.cuts, self.makers) is not None:
             self.sums.append(node)
 

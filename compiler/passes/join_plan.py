@@ -12,17 +12,14 @@ from enum import Enum
 from typing import NamedTuple
 
 from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Node, Value
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.ops.scan import parts
 from retrograde.compiler.passes.dce import has_effect
-from retrograde.compiler.passes.devectorize import (
-    Cut,
-    Need,
-    Needs,
-    rule_for,
-    sums,
-)
+from retrograde.compiler.passes.cuts import Cut, Need, Needs, over_all
+from retrograde.compiler.passes.devectorize import rule_for
+from retrograde.compiler.passes.devectorize_sums import SUMS
 from retrograde.compiler.passes.join_facts import Facts
 from retrograde.compiler.passes.scan_hoist import is_costly
 
@@ -79,11 +76,12 @@ class Plan:
         self.behind = facts.reached(v for loop in loops for v in loop.outputs)
         self.choices: dict[Key, Choice] = {}
         self.sums: dict[Node, Needs] = {}
-        first = Cut(0, 1, 1, self.length)
+        first = over_all(self.length)
         self.slices = {loop: [Key(v, first) for v in sliced(loop)] for loop in loops}
         for keys in self.slices.values():
             for key in keys:
-                self._decide(key)
+                if self._decide(key) and not self._pays([key]):
+                    self.choices[key] = self._sliced(key)
 
     # --- where each step comes from
 
@@ -111,7 +109,7 @@ class Plan:
     def _choice(self, key: Key) -> Choice:
         v, cut = key
         if v in self.own:
-            return Source.LOOP if cut == Cut(0, 1, 1, self.length) else None
+            return Source.LOOP if cut == over_all(self.length) else None
         node = self.facts.makers.get(v)
         rule = None if node is None or v in self.staying or has_effect(node) else rule_for(node)
         needs = None if rule is None or node is None else rule.pull(node, cut, self.facts.makers)
@@ -154,6 +152,20 @@ class Plan:
             found.update(wholes_of(made.node, made.needs))
         return found
 
+    def _pays(self, keys: Sequence[Key]) -> bool:
+        """Whether what has to be laid out anew to make `keys` is no larger than they are."""
+        new = [
+            key for key in self.cone(keys)
+            if self.choices[key] is Source.SLICE and not self._lies_ready(key)
+        ]  # fmt: skip
+        return not new or dims.decide_le(_bytes(new), _bytes(keys)) is True
+
+    def _lies_ready(self, key: Key) -> bool:
+        """Inputs come in any layout, other values with the steps on the axis that they are on."""
+        if key.value in self.facts.makers:
+            return key.cut == over_all(self.length)
+        return key.cut.steps.complete
+
     # --- loops that become one
 
     def neighbours(self) -> list[Node]:
@@ -168,8 +180,11 @@ class Plan:
     def _same_steps(self, node: Node) -> bool:
         if node.op.name != "scan" or not dims.same(node.attrs["length"], self.length):
             return False
-        if node.attrs["reverse"] != self.loops[0].attrs["reverse"]:
+        first = self.loops[0]
+        if node.attrs["reverse"] != first.attrs["reverse"]:
             return False
+        if (node.origin.role == "cotangent") != (first.origin.role == "cotangent"):
+            return False  # what runs forward is not kept waiting for what runs backward
         return not (has_effect(node) and any(map(has_effect, self.loops)))
 
     def possible(self) -> bool:
@@ -188,15 +203,17 @@ class Plan:
             needed.update((*starts(x), *fixed(x)))
         later: set[Value] = set()  # what depends on the chosen sums
         for node in self.facts.sums:
-            needs = sums[node.op.name].pull(node, self.facts.cuts, self.facts.makers)
+            needs = SUMS[node.op.name].pull(node, self.facts.cuts, self.facts.makers)
             if needs is None:
                 continue
             steps, whole = steps_of(node, needs), wholes_of(node, needs)
-            if not all(dims.same(key.cut.length, self.length) for key in steps):
+            if not all(dims.same(key.cut.steps.length, self.length) for key in steps):
                 continue
             if not self._outside(whole) or not all(map(self._decide, steps)):
                 continue
             cone = self.cone(steps)
+            if not self._pays(steps):
+                continue
             if not any(self.choices[key] is Source.LOOP for key in cone) and not any(
                 made.node in joined for made in self.made(cone)
             ):
@@ -228,6 +245,14 @@ class Plan:
             if not any(isinstance(self.choices[k], Source) for k in cone):
                 return True  # the same number at all places
         return False
+
+
+def _bytes(keys: Sequence[Key]) -> Dim:
+    """What one step of `keys` takes."""
+    total: Dim = 0
+    for v, cut in keys:
+        total = total + dims.product(cut.shape(v.shape)) * v.dtype.bytes
+    return total
 
 
 def starts(loop: Node) -> list[Value]:
