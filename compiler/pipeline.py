@@ -31,6 +31,7 @@ from retrograde.compiler.passes.group import Group
 from retrograde.compiler.passes.regions import everywhere
 from retrograde.compiler.passes.rows import RowProducts
 from retrograde.compiler.passes.scan_hoist import HoistScan
+from retrograde.compiler.passes.scan_join import JoinScan
 from retrograde.compiler.passes.scan_segments import SegmentScans
 from retrograde.compiler.passes.scan_sink import SinkScan
 from retrograde.compiler.passes.scan_truncate import TruncateScans, truncation
@@ -66,7 +67,8 @@ PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS)
 # The recipes, each with the passes that it runs on the outermost loops, after ALGEBRA.
 KEEP: tuple[Stage, ...] = ()
 SEGMENTS: tuple[Stage, ...] = (("segments", SegmentScans()),)
-RUNS: tuple[Stage, ...] = (("truncate", TruncateScans()), *SEGMENTS)
+JOINED: tuple[Stage, ...] = (("join", JoinScan()), *SEGMENTS)
+RUNS: tuple[Stage, ...] = (("join", JoinScan()), ("truncate", TruncateScans()), *SEGMENTS)
 
 
 def ladder(truncated: bool, budget: bool) -> Iterator[tuple[str, tuple[Stage, ...]]]:
@@ -76,6 +78,7 @@ def ladder(truncated: bool, budget: bool) -> Iterator[tuple[str, tuple[Stage, ..
         yield "run by run", RUNS
     if budget:
         yield "keep some states", SEGMENTS
+        yield "keep some states, losses in the loops", JOINED
 
 
 @dataclass(frozen=True)

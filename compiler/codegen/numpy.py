@@ -279,16 +279,17 @@ class _Printer:
     def _sweep(self, step: SweepStep, depth: int) -> list[str]:
         indent = INDENT * depth
         parts = self._parts(step.cut, step.advance)
+        last = self._parts(step.cut, step.ahead) if step.ahead else parts
         carries = self._listed([place for _, place in step.carries[: len(step.kept)]])
         slots = self.spell.size(step.cut.slots)
-        call = f"rt.sweep({parts}, {slots}, {carries}, {self._listed(step.kept)})"
+        call = f"rt.sweep({parts}, {last}, {slots}, {carries}, {self._listed(step.kept)})"
         return [*self._copies(step.carries, indent), indent + call]
 
     def _replay(self, step: ReplayStep, depth: int) -> list[str]:
         indent = INDENT * depth
-        advance, retreat = (self._parts(step.cut, run) for run in (step.advance, step.retreat))
+        runs = [self._parts(step.cut, run) for run in (step.advance, step.again, step.retreat)]
         slots = self.spell.size(step.cut.slots)
-        call = f"rt.replay({advance}, {retreat}, {slots}, {self._listed(step.kept)})"
+        call = f"rt.replay({', '.join(runs)}, {slots}, {self._listed(step.kept)})"
         return [*self._copies(step.carries, indent), indent + call]
 
     def _listed(self, views: Sequence[View]) -> str:

@@ -128,13 +128,13 @@ class Support:
         return [partial(made[steps], start) for start, steps in cut]
 
     def sweep(
-        self, parts: Sequence[Callable[[], None]], slots: int, carries: Sequence[Array],
-        kept: Sequence[Array],
+        self, parts: Sequence[Callable[[], None]], last: Sequence[Callable[[], None]], slots: int,
+        carries: Sequence[Array], kept: Sequence[Array],
     ) -> None:  # fmt: skip
-        """Runs all segments, and keeps the states that the way back begins with: the schedule's in
-        their slots, the one that enters the last segment in the last row."""
+        """Runs all segments, the last one by `last`, and keeps the states that the way back begins
+        with in their slots."""
         if not kept or not parts:
-            for part in parts:
+            for part in (*parts[:-1], *last[-1:]):
                 part()
             return
         for action in checkpoints(len(parts), slots).sweep:
@@ -142,17 +142,18 @@ class Support:
                 self._move(carries, [rows[action.slot, ...] for rows in kept])
             else:
                 parts[action.segment]()
-        self._move(carries, [rows[slots, ...] for rows in kept])
-        parts[-1]()
+        last[-1]()
 
     def replay(
-        self, advance: Sequence[Callable[[], None]], retreat: Sequence[Callable[[], None]],
-        slots: int, kept: Sequence[Array],
+        self, advance: Sequence[Callable[[], None]], again: Sequence[Callable[[], None]],
+        retreat: Sequence[Callable[[], None]], slots: int, kept: Sequence[Array],
     ) -> None:  # fmt: skip
-        """Reverses all segments, last to first."""
+        """Reverses all segments, last to first; the residuals of the last are there."""
         at_work = [rows[slots, ...] for rows in kept]
         for action in checkpoints(len(advance), slots).back:
             if action.kind == "reverse":
+                if action.segment < len(again) - 1:
+                    again[action.segment]()
                 retreat[action.segment]()
             elif action.kind == "advance":
                 advance[action.segment]()

@@ -19,6 +19,8 @@ _PLACED = frozenset({"reshape", "transpose", "broadcast_to", "constant"})  # lea
 
 _INSIDE = {
     ("scan_sweep", "advance"): ", in the sweep",
+    ("scan_sweep", "ahead"): ", in the sweep's last segment",
+    ("scan_replay", "again"): ", again with residuals",
     ("scan_replay", "advance"): ", between kept states",
     ("scan_replay", "retreat"): ", on the way back",
 }

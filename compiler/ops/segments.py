@@ -2,15 +2,18 @@
 `scan_replay` runs its reverse scan from them.
 
 A scan of `length` steps is cut into segments of `segment` steps; where the division leaves a rest,
-the first of them is shorter, or with `rest_last` the last.  `advance` and `retreat` are graphs over
-one segment; their sizes hold the symbol that `segment` is.  Both ops are made after
-differentiation, by `SegmentScans` and `TruncateScans`.  Invariant: which states are kept changes
-what is computed again, never a result.
+the first of them is shorter, or with `rest_last` the last.  The sub-graphs are over one segment;
+their sizes hold the symbol that `segment` is.  `advance` takes the states to its end; `ahead` and
+`again` do that and return the residuals too; `retreat` goes back through it from residuals.  The
+residuals of the last segment are kept by the sweep, in the memory that `again` then uses for those
+of the others.  Both ops are made after differentiation, by `SegmentScans` and `TruncateScans`.
+Invariant: which states are kept changes what is computed again, never a result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,14 +54,25 @@ def sweep_parts(items: Sequence[Any], attrs: Attrs) -> tuple[list[Any], list[Any
     return list(items[:n]), list(items[n:m]), list(items[m:])
 
 
-def replay_parts(
-    items: Sequence[Any], attrs: Attrs
-) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
-    """Operands as states, carries of the way back, stacked operands, constants."""
-    a = attrs["states"]
-    b = a + attrs["carries"]
-    c = b + attrs["slices"]
-    return list(items[:a]), list(items[a:b]), list(items[b:c]), list(items[c:])
+@dataclass(frozen=True)
+class ReplayParts:
+    """The operands of a replay: kept states, residuals of the last segment, carries of the way
+    back, stacked operands, constants."""
+
+    states: list[Any]
+    residuals: list[Any]
+    carries: list[Any]
+    slices: list[Any]
+    constants: list[Any]
+
+    @classmethod
+    def of(cls, items: Sequence[Any], attrs: Attrs) -> ReplayParts:
+        counts = (attrs["states"], attrs["residuals"], attrs["carries"], attrs["slices"])
+        parts, start = [], 0
+        for count in counts:
+            parts.append(list(items[start : start + count]))
+            start += count
+        return cls(*parts, list(items[start:]))
 
 
 def snapshots(type: TensorType, slots: Dim) -> TensorType:
@@ -96,7 +110,16 @@ def _sweep_infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorTyp
     new = [v.type for v in advance.outputs[:n]]
     _expect(new, [v.type for v in carries])
     ys = _per_segment(advance.outputs[n:], attrs, "a result")
-    return (*new, *ys, *(snapshots(t, attrs["slots"]) for t in new[: attrs["kept"]]))
+    residuals: list[TensorType] = []
+    if "ahead" in attrs:
+        ahead: Graph = attrs["ahead"]
+        m = len(advance.outputs)
+        _expect([v.type for v in ahead.inputs], [v.type for v in advance.inputs])
+        _expect([v.type for v in ahead.outputs[:m]], [v.type for v in advance.outputs])
+        _per_segment(ahead.outputs[m:], attrs, "a residual")
+        residuals = [v.type for v in ahead.outputs[m:]]
+    kept = (snapshots(t, attrs["slots"]) for t in new[: attrs["kept"]])
+    return (*new, *ys, *kept, *residuals)
 
 
 def _cut(attrs: Attrs) -> Iterator[tuple[int, int]]:
@@ -119,14 +142,20 @@ def _sweep_evaluate(attrs: Attrs, *arrays: Any) -> Any:
         rows = np.zeros((attrs["slots"] + 1, *np.shape(c)), np.asarray(c).dtype)
         rows[0] = c
         kept.append(rows)
-    for start, steps in _cut(attrs):
+    more = attrs["ahead"].output_types[len(shapes) :] if "ahead" in attrs else ()
+    residuals = [np.zeros(shape, dtype) for dtype, shape in more]
+    cut = list(_cut(attrs))
+    for i, (start, steps) in enumerate(cut):
         part = slice(start, start + steps)
-        run = _sized(attrs["advance"], attrs, steps)
+        last = i == len(cut) - 1 and "ahead" in attrs
+        run = _sized(attrs["ahead" if last else "advance"], attrs, steps)
         results = run(*carries, *(x[part] for x in slices), *constants)
         carries = list(results[:n])
-        for out, y in zip(ys, results[n:], strict=True):
+        for out, y in zip(ys, results[n : len(shapes)], strict=True):
             out[part] = y
-    everything = (*carries, *ys, *kept)
+        for out, x in zip(residuals, results[len(shapes) :], strict=False):
+            out[:steps] = x
+    everything = (*carries, *ys, *kept, *residuals)
     return everything if len(everything) != 1 else everything[0]
 
 
@@ -147,9 +176,10 @@ sweep = register(
         _sweep_infer,
         _sweep_evaluate,
         vjp=_MADE_LATE,
-        doc="a scan in segments: returns the last carries, the stacked step results, and for the "
-        "first `kept` carries the states that `scan_replay` goes back from",
-        convention="the last row of the kept states is the one that enters the last segment",
+        doc="a scan in segments: returns the last carries, the stacked step results, for the first "
+        "`kept` carries the states that `scan_replay` goes back from, and the residuals of the "
+        "last segment",
+        convention="the last row of the kept states is for the one that is at work",
         cost=_sweep_cost,
         has_regions=True,
     )
@@ -158,40 +188,50 @@ sweep = register(
 
 def _replay_infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
     advance: Graph = attrs["advance"]
+    again: Graph = attrs["again"]
     retreat: Graph = attrs["retreat"]
-    k = attrs["carries"]
-    states, carries, slices, constants = replay_parts(retreat.inputs, attrs)
+    n, k, r = attrs["states"], attrs["carries"], attrs["residuals"]
+    states = [v.type for v in advance.inputs[:n]]
+    residuals, rest = retreat.inputs[:r], retreat.inputs[r:]
+    back = [v.type for v in rest[:k]]
+    slices, constants = rest[k : k + attrs["slices"]], rest[k + attrs["slices"] :]
     over_time = _per_segment(slices, attrs, "an operand")
+    _per_segment(residuals, attrs, "a residual")
+    fixed = [v.type for v in constants]
     _expect(
         types,
-        [*(snapshots(v.type, attrs["slots"]) for v in states), *(v.type for v in carries),
-         *over_time, *(v.type for v in constants)],
+        [*(snapshots(t, attrs["slots"]) for t in states), *(v.type for v in residuals), *back,
+         *over_time, *fixed],
     )  # fmt: skip
-    _expect(
-        [v.type for v in advance.inputs], [v.type for v in (*states, *slices, *constants)]
-    )
-    _expect([v.type for v in advance.outputs], [v.type for v in states])
-    new = [v.type for v in retreat.outputs[:k]]
-    _expect(new, [v.type for v in carries])
-    return (*new, *_per_segment(retreat.outputs[k:], attrs, "a result"))
+    for graph in (advance, again):
+        _expect(
+            [v.type for v in graph.inputs], [*states, *(v.type for v in slices), *fixed]
+        )
+    _expect([v.type for v in advance.outputs], states)
+    _expect([v.type for v in again.outputs], [v.type for v in residuals])
+    _expect([v.type for v in retreat.outputs[:k]], back)
+    return (*back, *_per_segment(retreat.outputs[k:], attrs, "a result"))
 
 
 def _replay_evaluate(attrs: Attrs, *arrays: Any) -> Any:
-    kept, carries, slices, constants = replay_parts(arrays, attrs)
+    """From the first state alone: the others and all residuals are found again."""
+    given = ReplayParts.of(arrays, attrs)
     k, length = attrs["carries"], attrs["length"]
     shapes = attrs["retreat"].output_types
     ys = [np.empty((length, *shape[1:]), dtype) for dtype, shape in shapes[k:]]
-    state = [rows[0] for rows in kept]
+    state = [rows[0] for rows in given.states]
     entering = []
     parts = list(_cut(attrs))
     for start, steps in parts:
         entering.append(state)
-        sliced = [x[start : start + steps] for x in slices]
-        state = list(_sized(attrs["advance"], attrs, steps)(*state, *sliced, *constants))
+        fixed = [*(x[start : start + steps] for x in given.slices), *given.constants]
+        state = list(_sized(attrs["advance"], attrs, steps)(*state, *fixed))
+    carries = given.carries
     for (start, steps), state in zip(reversed(parts), reversed(entering), strict=True):
         part = slice(start, start + steps)
-        run = _sized(attrs["retreat"], attrs, steps)
-        results = run(*state, *carries, *(x[part] for x in slices), *constants)
+        fixed = [*(x[part] for x in given.slices), *given.constants]
+        residuals = _sized(attrs["again"], attrs, steps)(*state, *fixed)
+        results = _sized(attrs["retreat"], attrs, steps)(*residuals, *carries, *fixed)
         carries = list(results[:k])
         for out, y in zip(ys, results[k:], strict=True):
             out[part] = y
@@ -200,7 +240,7 @@ def _replay_evaluate(attrs: Attrs, *arrays: Any) -> Any:
 
 
 def _replay_cost(inputs: Any, outputs: Any, attrs: Attrs) -> Dim:
-    """What each segment takes once; how often `advance` runs depends on the slots."""
+    """What going back takes; how much runs again depends on the segments and slots."""
     return _over_all(attrs["retreat"], attrs)
 
 
@@ -212,7 +252,7 @@ replay = register(
         _replay_evaluate,
         vjp=_MADE_LATE,
         doc="a reverse scan in segments, last to first: `advance` finds the states that enter them "
-        "from the kept ones, `retreat` runs a segment forward with residuals and back",
+        "from the kept ones, `again` the residuals of a segment, `retreat` goes back through it",
         convention="runs `advance` as rarely as the slots allow (Griewank & Walther 2000)",
         cost=_replay_cost,
         has_regions=True,

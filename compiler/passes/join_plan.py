@@ -16,8 +16,8 @@ from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Node, Value
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.ops.scan import parts
-from retrograde.compiler.passes.dce import has_effect
 from retrograde.compiler.passes.cuts import Cut, Need, Needs, over_all
+from retrograde.compiler.passes.dce import has_effect
 from retrograde.compiler.passes.devectorize import rule_for
 from retrograde.compiler.passes.devectorize_sums import SUMS
 from retrograde.compiler.passes.join_facts import Facts

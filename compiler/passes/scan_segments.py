@@ -1,10 +1,10 @@
 """Checkpointing over time: scans and their reverse scans -> sweeps and replays in segments.
 
-Graph -> Graph.  The scan no longer stacks residuals: it keeps the states that enter some of its
-segments, and the reverse scan runs each segment forward again, with residuals, before it goes back
-through it.  Hoisting and sinking then act on one segment at a time.  How many steps a segment has
-and how many states are kept are symbols, bound when sizes are.  Invariant: same values up to the
-order of summation over time.
+Graph -> Graph.  The scan no longer stacks the residuals of all steps: it keeps those of the last
+segment, and the states that enter some of the segments.  The reverse scan runs each of the other
+segments forward again, with residuals, before it goes back through it.  Hoisting and sinking then
+act on one segment at a time.  How many steps a segment has and how many states are kept are
+symbols, bound when sizes are.  Invariant: same values up to the order of summation over time.
 
 Source: Griewank & Walther 2000 for the schedule; Gruslys et al., "Memory-efficient backpropagation
 through time" (2016) for its use on recurrent networks.
@@ -53,7 +53,7 @@ class SegmentScans:
         returned = set(graph.outputs)
         users = graph.users()
         nodes: list[Node] = []
-        kept: dict[ScanPair, Sequence[Value]] = {}
+        swept: dict[ScanPair, Node] = {}
         for node in graph.nodes:
             if node in forward:
                 pair = forward[node]
@@ -62,11 +62,10 @@ class SegmentScans:
                     v for v in stacks
                     if v in returned or any(user is not pair.backward for user in users.get(v, ()))
                 ]  # fmt: skip
-                swept = self._sweep(pair, needed)
-                kept[pair] = swept.outputs[-node.attrs["carries"] :]
-                nodes.append(swept)
+                swept[pair] = self._sweep(pair, needed)
+                nodes.append(swept[pair])
             elif node in backward:
-                nodes.append(self._replay(backward[node], kept[backward[node]]))
+                nodes.append(self._replay(backward[node], swept[backward[node]]))
             else:
                 nodes.append(node)
         return graph.replace(nodes=tuple(nodes))
@@ -74,66 +73,71 @@ class SegmentScans:
     def _sizes(self) -> tuple[Dim, Dim]:
         return dims.dim(self.segment), dims.dim(self.slots)
 
+    def _forward(
+        self, name: str, pair: ScanPair, slices: Sequence[Value], constants: Sequence[Value],
+        wanted: Sequence[Value],
+    ) -> Graph:  # fmt: skip
+        """The forward scan over one segment: the last carries, then the stacks `wanted`."""
+        node = pair.forward
+        types = [v.type for v in node.inputs[: node.attrs["carries"]]]
+        part = SegmentGraph(f"{node.attrs['body'].name}.{name}", dims.dim(self.segment))
+        with part.builder:
+            states = part.whole(types, "carry")
+            part.slices(slices)
+            part.constants(constants)
+            return part.finish(part.scan(node, states, wanted))
+
     def _sweep(self, pair: ScanPair, needed: Sequence[Value]) -> Node:
-        """The forward scan, which returns the last carries, `needed` and the kept states."""
+        """The forward scan, which returns the last carries, `needed`, the kept states and the
+        residuals of the last segment."""
         node, (segment, slots) = pair.forward, self._sizes()
         n = node.attrs["carries"]
         carries = node.inputs[:n]
         slices = list(dict.fromkeys(slices_of(node)))
         constants = list(dict.fromkeys(constants_of(node)))
-        part = SegmentGraph(f"{node.attrs['body'].name}.advance", segment)
-        with part.builder:
-            states = part.whole([v.type for v in carries], "carry")
-            part.slices(slices)
-            part.constants(constants)
-            found = part.scan(node, states, needed)
-            advance = part.finish(found)
-        states_kept = [Value(next_id(), snapshots(v.type, slots)) for v in carries]
+        kept = [Value(next_id(), snapshots(v.type, slots)) for v in carries]
+        residuals = [
+            Value(next_id(), TensorType(v.dtype, (segment, *v.shape[1:]))) for v in pair.read
+        ]
         return region(
             node, "scan_sweep",
             (*carries, *slices, *constants),
-            (*node.outputs[:n], *needed, *states_kept),
+            (*node.outputs[:n], *needed, *kept, *residuals),
             {
-                "advance": advance, "carries": n, "slices": len(slices),
+                "advance": self._forward("advance", pair, slices, constants, needed),
+                "ahead": self._forward("ahead", pair, slices, constants, [*needed, *pair.read]),
+                "carries": n, "slices": len(slices),
                 "length": node.attrs["length"], "reverse": node.attrs["reverse"],
                 "segment": segment, "symbol": self.segment, "slots": slots, "kept": n,
                 "rest_last": False,
             },
         )  # fmt: skip
 
-    def _replay(self, pair: ScanPair, kept: Sequence[Value]) -> Node:
-        """The reverse scan from the `kept` states."""
+    def _replay(self, pair: ScanPair, swept: Node) -> Node:
+        """The reverse scan from what the sweep kept."""
         first, last, (segment, slots) = pair.forward, pair.backward, self._sizes()
-        n, k = first.attrs["carries"], last.attrs["carries"]
+        n, k, r = first.attrs["carries"], last.attrs["carries"], len(pair.read)
         made = set(pair.read)
         given = [v for v in slices_of(last) if v not in made]
         slices = list(dict.fromkeys([*slices_of(first), *given]))
         constants = list(dict.fromkeys([*constants_of(first), *constants_of(last)]))
-        state_types = [v.type for v in first.inputs[:n]]
-
-        part = SegmentGraph(f"{first.attrs['body'].name}.advance", segment)
-        with part.builder:
-            states = part.whole(state_types, "carry")
-            part.slices(slices)
-            part.constants(constants)
-            advance = part.finish(part.scan(first, states, ()))
+        again = self._forward("again", pair, slices, constants, pair.read)
         part = SegmentGraph(f"{last.attrs['body'].name}.retreat", segment)
         with part.builder:
-            states = part.whole(state_types, "carry")
+            residuals = part.over_segment(pair.read, "residual")
             backs = part.whole([v.type for v in last.inputs[:k]], "d carry")
             part.slices(slices)
             part.constants(constants)
-            again = Origin("recompute", "segments", (first.id,), group=first.id)
-            with part.builder.located(first.loc, first.scope, again):
-                residuals = part.scan(first, states, pair.read)[n:]
             part.known.update(zip(pair.read, residuals, strict=True))
             retreat = part.finish(part.scan(last, backs, last.outputs[k:]))
         return region(
             last, "scan_replay",
-            (*kept, *last.inputs[:k], *slices, *constants),
+            (*swept.outputs[len(swept.outputs) - n - r :], *last.inputs[:k], *slices, *constants),
             last.outputs,
             {
-                "advance": advance, "retreat": retreat, "states": n, "carries": k,
+                "advance": self._forward("advance", pair, slices, constants, ()),
+                "again": again.replace(outputs=again.outputs[n:]), "retreat": retreat,
+                "states": n, "residuals": r, "carries": k,
                 "slices": len(slices), "length": first.attrs["length"],
                 "reverse": first.attrs["reverse"], "segment": segment, "symbol": self.segment,
                 "slots": slots, "rest_last": False, **_truncated(first),
@@ -152,10 +156,13 @@ class SegmentGraph:
     def whole(self, types: Sequence[TensorType], name: str) -> list[Expr]:
         return [self.builder.input(t, name) for t in types]
 
+    def over_segment(self, values: Sequence[Value], name: str) -> list[Expr]:
+        """Inputs that are over one segment what `values` are over all steps."""
+        types = [TensorType(v.dtype, (self.segment, *v.shape[1:])) for v in values]
+        return self.whole(types, name)
+
     def slices(self, values: Sequence[Value]) -> None:
-        for v in values:
-            type = TensorType(v.dtype, (self.segment, *v.shape[1:]))
-            self.known[v] = self.builder.input(type, "slice")
+        self.known.update(zip(values, self.over_segment(values, "slice"), strict=True))
 
     def constants(self, values: Sequence[Value]) -> None:
         # A value may be sliced by one scan and read whole by the other: then it has two inputs,
@@ -176,11 +183,8 @@ class SegmentGraph:
             *(self.fixed[v] for v in constants_of(node)),
         ]
         attrs = {**node.attrs, "body": DCE()(body), "length": self.segment}
-        if self.builder.origin.made_by == "segments":
+        with self.builder.located(node.loc, node.scope, node.origin):
             results = scan(*operands, **attrs)
-        else:
-            with self.builder.located(node.loc, node.scope, node.origin):
-                results = scan(*operands, **attrs)
         return list(results) if isinstance(results, tuple) else [results]
 
     def finish(self, results: Sequence[Expr]) -> Graph:

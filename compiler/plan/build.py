@@ -84,12 +84,16 @@ def time_loops(graph: Graph) -> tuple[TimeLoop, ...]:
         if node.op.name != "scan_replay":
             continue
         attrs = node.attrs
-        step = dims.substitute(graph_cost(attrs["advance"]), {attrs["symbol"]: 1})
+        step, again = (
+            dims.substitute(graph_cost(attrs[name]), {attrs["symbol"]: 1})
+            for name in ("advance", "again")
+        )
         found.append(
             TimeLoop(
-                attrs["length"], step, attrs["symbol"], str(attrs["slots"]), attrs.get("truncate")
+                attrs["length"], step, again, attrs["symbol"], str(attrs["slots"]),
+                attrs.get("truncate"),
             )
-        )
+        )  # fmt: skip
     return tuple(found)
 
 

@@ -103,9 +103,11 @@ def _at(index: int, recipe: Recipe, sizes: Mapping[str, int], segment: int, slot
         count = -(-length // segment)
         parts = recomputed(count, slots)
         # The first segment is the shorter one, and runs again most often: an upper bound.
-        steps = parts * segment
-        again[loop.segment] = again.get(loop.segment, 0) + steps + length
-        cost += dims.evaluate(loop.step, sizes) * steps + _PER_SEGMENT * (parts + 2 * count)
+        steps, with_residuals = parts * segment, max(0, length - segment)
+        again[loop.segment] = again.get(loop.segment, 0) + steps + with_residuals
+        cost += dims.evaluate(loop.step, sizes) * steps
+        cost += dims.evaluate(loop.again, sizes) * with_residuals
+        cost += _PER_SEGMENT * (parts + 3 * count)
     return Choice(index, recipe, full, recipe.layout(full)[2], cost, again)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph, Node, Value
-from retrograde.compiler.ops.segments import replay_parts, sweep_parts
+from retrograde.compiler.ops.segments import ReplayParts, sweep_parts
 from retrograde.compiler.plan.in_place import takes_over
 from retrograde.compiler.plan.steps import (
     CopyStep,
@@ -33,42 +33,54 @@ if TYPE_CHECKING:
 def lower_sweep(outer: Lowering, node: Node) -> SweepStep:
     """The step of a `scan_sweep`; its results get their places."""
     n = node.attrs["carries"]
-    first = len(node.outputs) - node.attrs["kept"]
+    advance: Graph = node.attrs["advance"]
+    ends = n, len(advance.outputs), len(advance.outputs) + node.attrs["kept"]
     init, slices, constants = sweep_parts(node.inputs, node.attrs)
-    graph: Graph = node.attrs["advance"]
     carries = [_carry(outer, v, node) for v in init]
     places = [place for _, place in carries]
-    stacked = tuple(outer.result(node, v) for v in node.outputs[n:first])
-    kept = tuple(outer.result(node, v) for v in node.outputs[first:])
-    run = _Run(outer, node, graph)
-    run.enter(places, slices, constants)
-    run.leave(places, stacked)
+    stacked = tuple(outer.result(node, v) for v in node.outputs[ends[0] : ends[1]])
+    kept = tuple(outer.result(node, v) for v in node.outputs[ends[1] : ends[2]])
+    residuals = tuple(outer.result(node, v) for v in node.outputs[ends[2] :])
+    runs = [_Run(outer, node, advance)]
+    runs[0].enter(places, slices, constants)
+    runs[0].leave(places, stacked)
+    if "ahead" in node.attrs:
+        runs.append(_Run(outer, node, node.attrs["ahead"]))
+        runs[1].enter(places, slices, constants, residuals)
+        runs[1].leave(places, stacked, residuals)
     outer.places.update(zip(node.outputs[:n], places, strict=True))
+    ahead = tuple(runs[1].steps) if len(runs) > 1 else ()
+    captured = dict.fromkeys(v for run in runs for v in run.captured)
     return SweepStep(
-        node, _cut(node), tuple(carries), tuple(run.steps), kept, stacked, tuple(run.captured)
-    )
+        node, _cut(node), tuple(carries), tuple(runs[0].steps), ahead, kept, residuals, stacked,
+        tuple(captured),
+    )  # fmt: skip
 
 
 def lower_replay(outer: Lowering, node: Node) -> ReplayStep:
     """The step of a `scan_replay`; its results get their places."""
-    k = node.attrs["carries"]
-    states, init, slices, constants = replay_parts(node.inputs, node.attrs)
-    kept = [outer.view_of(v, node) for v in states]
-    at_work = [_last_row(view, node.attrs["slots"]) for view in kept]
-    carries = [_carry(outer, v, node) for v in init]
+    k, attrs = node.attrs["carries"], node.attrs
+    given = ReplayParts.of(node.inputs, attrs)
+    kept = [outer.view_of(v, node) for v in given.states]
+    residuals = [outer.view_of(v, node) for v in given.residuals]
+    at_work = [_last_row(view, attrs["slots"]) for view in kept]
+    carries = [_carry(outer, v, node) for v in given.carries]
     places = [place for _, place in carries]
     stacked = tuple(outer.result(node, v) for v in node.outputs[k:])
-    advance = _Run(outer, node, node.attrs["advance"])
-    advance.enter(at_work, slices, constants)
+    advance, again, retreat = (
+        _Run(outer, node, attrs[name]) for name in ("advance", "again", "retreat")
+    )
+    advance.enter(at_work, given.slices, given.constants)
     advance.leave(at_work, ())
-    retreat = _Run(outer, node, node.attrs["retreat"])
-    retreat.enter([*at_work, *places], slices, constants)
+    again.enter(at_work, given.slices, given.constants, residuals)
+    again.leave((), (), residuals)
+    retreat.enter([*residuals, *places], given.slices, given.constants)
     retreat.leave(places, stacked)
     outer.places.update(zip(node.outputs[:k], places, strict=True))
-    captured = dict.fromkeys((*advance.captured, *retreat.captured))
+    captured = dict.fromkeys((*advance.captured, *again.captured, *retreat.captured))
     return ReplayStep(
-        node, _cut(node), tuple(kept), tuple(carries), tuple(advance.steps), tuple(retreat.steps),
-        stacked, tuple(captured),
+        node, _cut(node), tuple(kept), tuple(residuals), tuple(carries), tuple(advance.steps),
+        tuple(again.steps), tuple(retreat.steps), stacked, tuple(captured),
     )  # fmt: skip
 
 
@@ -108,9 +120,11 @@ class _Run:
         return self.inner.steps
 
     def enter(
-        self, carries: Sequence[View], slices: Sequence[Value], constants: Sequence[Value]
-    ) -> None:
-        """Gives the inputs of the graph their places, and lowers it."""
+        self, carries: Sequence[View], slices: Sequence[Value], constants: Sequence[Value],
+        residuals: Sequence[View] = (),
+    ) -> None:  # fmt: skip
+        """Gives the inputs of the graph their places, and lowers it; the last of its results are
+        wanted where `residuals` are."""
         inputs = iter(self.graph.inputs)
         read = {v for node in self.graph.nodes for v in node.inputs} | set(self.graph.outputs)
         for place in carries:
@@ -126,13 +140,26 @@ class _Run:
             self.captured.append(whole)
             self.steps.append(PartStep(self.node, whole, place))
         self.captured += self.outer.captures(self.inner, zip(constants, inputs, strict=True))
-        self.inner.run(self.graph)
+        last = self.graph.outputs[len(self.graph.outputs) - len(residuals) :]
+        made = self.graph.producers()
+        once = [v for v in last if v in made and self.graph.outputs.count(v) == 1]
+        wanted = dict(zip(last, residuals, strict=True))
+        self.inner.run(self.graph, {v: wanted[v] for v in once})
 
-    def leave(self, places: Sequence[View], stacked: Sequence[View]) -> None:
-        """Stores the stacked results and the new carries, which the graph returns in this order."""
+    def leave(
+        self, places: Sequence[View], stacked: Sequence[View], residuals: Sequence[View] = ()
+    ) -> None:
+        """Stores the new carries, stacked results and residuals, which the graph returns in this
+        order."""
         k = len(places)
+        m = k + len(stacked)
+        for v, place in zip(self.graph.outputs[m:], residuals, strict=True):
+            if not place.equals(self.inner.places[v]):
+                self.steps.append(
+                    CopyStep(self.inner.places[v], place, "a residual of the segment", self.node)
+                )
         results = self.inner.carried(self.graph.outputs[:k], places, self.node)
-        for v, whole in zip(self.graph.outputs[k:], stacked, strict=True):
+        for v, whole in zip(self.graph.outputs[k:m], stacked, strict=True):
             self.steps.append(PartStep(self.node, self.inner.places[v], whole, back=True))
         for new, place in zip(results, places, strict=True):
             if place.equals(new) or self._made_in(place, new):

@@ -21,11 +21,12 @@ from retrograde.compiler.plan.specs import BufferSpec
 @dataclass(frozen=True)
 class TimeLoop:
     """A loop that is cut into segments: its steps, and the operations of running one of them
-    forward once more; the names of the plan's symbols for its segments and the states kept.
-    `longest`: the most steps that a segment may have."""
+    forward once more, without residuals (`step`) and with them (`again`); the names of the plan's
+    symbols for its segments and the states kept.  `longest`: the most steps of a segment."""
 
     length: Dim
     step: Dim
+    again: Dim
     segment: str
     slots: str
     longest: int | None = None

@@ -146,13 +146,16 @@ class Segments:
 @dataclass(frozen=True, eq=False)
 class SweepStep:
     """A loop in segments.  Before it: carries are set; each segment: `advance`, which leaves the
-    new carries in their places.  Some of the carries that enter a segment go to `kept`."""
+    new carries in their places, or for the last `ahead`, which leaves `residuals` too.  Some of the
+    carries that enter a segment go to `kept`."""
 
     node: Node
     cut: Segments
     carries: tuple[tuple[Operand, View], ...]  # (initial value, the carry's place)
     advance: tuple[Step, ...]
-    kept: tuple[View, ...]  # by carry: [slots + 1, ...], the last row for the last segment
+    ahead: tuple[Step, ...]  # nothing where all segments are alike
+    kept: tuple[View, ...]  # by carry: [slots + 1, ...], the last row for the state at work
+    residuals: tuple[View, ...]
     stacked: tuple[View, ...]  # the stacked results
     captured: tuple[View, ...]  # read by the segments, defined outside
 
@@ -160,14 +163,17 @@ class SweepStep:
 @dataclass(frozen=True, eq=False)
 class ReplayStep:
     """The way back through a loop in segments.  Before it: carries are set.  `advance` runs a
-    segment on the last row of `kept`, and leaves the new state there; `retreat` reverses the
-    segment that this state enters, and leaves the new carries in their places."""
+    segment on the last row of `kept`, and leaves the new state there; `again` leaves the residuals
+    of the segment that this state enters; `retreat` goes back from them, and leaves the new carries
+    in their places."""
 
     node: Node
     cut: Segments
     kept: tuple[View, ...]
+    residuals: tuple[View, ...]
     carries: tuple[tuple[Operand, View], ...]
     advance: tuple[Step, ...]
+    again: tuple[Step, ...]
     retreat: tuple[Step, ...]
     stacked: tuple[View, ...]
     captured: tuple[View, ...]
@@ -188,9 +194,9 @@ def inside(step: Step) -> tuple[tuple[Step, ...], ...]:
     if isinstance(step, WhileStep):
         return step.condition, step.body
     if isinstance(step, SweepStep):
-        return (step.advance,)
+        return step.advance, step.ahead
     if isinstance(step, ReplayStep):
-        return step.advance, step.retreat
+        return step.advance, step.again, step.retreat
     return ()
 
 
@@ -215,7 +221,7 @@ def reads(step: Step) -> Iterator[View]:
     elif isinstance(step, (WhileStep, SweepStep)):
         operands = (*(x for x, _ in step.carries), *step.captured)
     elif isinstance(step, ReplayStep):
-        operands = (*(x for x, _ in step.carries), *step.captured, *step.kept)
+        operands = (*(x for x, _ in step.carries), *step.captured, *step.kept, *step.residuals)
     else:
         operands = step.operands
     return (x for x in operands if isinstance(x, View))
@@ -229,6 +235,7 @@ def writes(step: Step) -> Iterator[View]:
     elif isinstance(step, (SweepStep, ReplayStep)):
         yield from (place for _, place in step.carries)
         yield from step.kept
+        yield from step.residuals
         yield from step.stacked
     elif isinstance(step, LoopStep):
         yield from (place for _, place in step.carries)
