@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from retrograde import debug, errors, numpy, random, tree
+from retrograde import debug, diagnose, errors, numpy, random, tree
 from retrograde.branches import cond, while_loop
 from retrograde.compiled import Compiled, compile, load
 from retrograde.custom import custom_vjp, remat, stop_gradient
@@ -35,6 +35,7 @@ __all__ = [
     "cond",
     "custom_vjp",
     "debug",
+    "diagnose",
     "dim",
     "eager",
     "errors",
