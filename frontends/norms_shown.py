@@ -94,10 +94,10 @@ class CarryNorms:
             return "zero: the loss does not depend on it"
         count = int(np.flatnonzero(values)[-1]) + 1
         few = max(1, count // 10)
-        first = int(values[:few].argmax())
         last = count - few + int(values[count - few : count].argmax())
-        ratio = float(values[first] / values[last])
+        ratio = float(values[:few].max() / values[last])
         word = "vanishes" if ratio < VANISHES else "explodes" if ratio > EXPLODES else "holds"
+        first = int(values[:few].argmin() if word == "vanishes" else values[:few].argmax())
         text = f"{word}: {values[first]:.1e} at t={places[first]}"
         if last == first:
             return text
