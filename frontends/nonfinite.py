@@ -84,8 +84,8 @@ class NonFinite:
 
     def __str__(self) -> str:
         if self.input is not None:
-            more = f" (and {self.others} more inputs)" if self.others else ""
-            lines = [f"{self.kind} in the input {self.input}{more}"]
+            also = f" (and {self.others} more inputs)" if self.others else ""
+            lines = [f"{self.kind} in the input {self.input}{also}"]
         else:
             lines = [f"the first {self.kind} is made by {self.op}{self._place()}"]
             if self.steps:

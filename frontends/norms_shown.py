@@ -77,10 +77,10 @@ class CarryNorms:
     def _told(self, steps: Array, reverse: tuple[bool, ...]) -> str:
         if steps.size == 0:
             return "no steps"
-        order = np.arange(steps.size).reshape(steps.shape)
+        grid: Array = np.arange(steps.size).reshape(steps.shape)
         for axis, backward in enumerate(reverse):
-            order = np.flip(order, axis) if backward else order
-        order = order.ravel()  # the places in the order in which they ran
+            grid = np.flip(grid, axis) if backward else grid
+        order = grid.ravel()  # the places in the order in which they ran
         values = steps.ravel()[order]
         places = [_place(int(i), steps.shape) for i in order]
         bad = np.flatnonzero(~np.isfinite(values))
@@ -131,7 +131,7 @@ def _place(i: int, shape: tuple[int, ...]) -> str:
 
 
 def _sparkline(values: Array) -> str:
-    """A bar for each few steps, on a logarithmic scale: `·` is zero, `×` is not finite."""
+    """A bar for each few steps, on a logarithmic scale: `·` is zero, `!` is not finite."""
     parts = np.array_split(values, min(values.size, _COLUMNS)) if values.size else []
     tops = [float(p.max()) for p in parts]  # NaN where any is
     logs = [math.log10(v) for v in tops if math.isfinite(v) and v > 0]
@@ -139,7 +139,7 @@ def _sparkline(values: Array) -> str:
 
     def bar(v: float) -> str:
         if not math.isfinite(v):
-            return "×"
+            return "!"
         if v == 0:
             return "·"
         return _BARS[round((len(_BARS) - 1) * (math.log10(v) - low) / span) if span else 3]

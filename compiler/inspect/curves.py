@@ -179,7 +179,7 @@ def _marks_used(curves: Sequence[Curve]) -> list[str]:
     if any(v == 0 for v in values):
         found.append("○ zero")
     if any(math.isnan(v) for v in values):
-        found.append("× NaN")
+        found.append("✕ NaN")
     if any(math.isinf(v) for v in values):
         found.append("▲ infinite")
     return found

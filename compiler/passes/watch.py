@@ -92,7 +92,8 @@ def _entered(node: Node, per_row: bool) -> tuple[Node, list[Value], list[Watched
         return node, [], []
     attrs = dict(node.attrs)
     for key, body in node.subgraphs():
-        n, taken = len(body.inputs), []
+        n = len(body.inputs)
+        taken: list[Value] = []
         for other, whole in node.subgraphs():
             own = found[other][0].inputs[len(whole.inputs) :]
             taken += own if other == key else [new_value(v.type) for v in own]

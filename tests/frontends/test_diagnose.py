@@ -368,7 +368,7 @@ def test_what_is_no_number_stays_what_it_is() -> None:
     nan = rg.diagnose.gradient_norms(loss, np.ones(B, "f4"), xs)[0]
     assert "NaN" in nan.verdict, nan.norms
     assert np.isfinite(nan.norms[-1])
-    assert "×" in str(nan._line())
+    assert "!" in str(nan._line())
     zero = rg.diagnose.gradient_norms(powers(0.0), np.ones(B, "f4"), np.zeros(4, "f4"))[0]
     np.testing.assert_array_equal(zero.norms == 0, [True, True, True, False])
 
@@ -442,7 +442,7 @@ def test_the_table_and_the_plot(tmp_path: Path) -> None:
     assert legend == [f"{c.label}: {c.verdict}" for c in found]
     ticks = [p.text for p in root.iter(f"{name}text") if p.get("class") == "tick"]
     assert {"0", "5"} <= set(ticks)
-    with pytest.raises(UnsupportedError, match="use .svg"):
+    with pytest.raises(UnsupportedError, match=r"use \.svg"):
         found.plot(tmp_path / "norms.png")
     with pytest.raises(DataError, match="cannot write"):
         found.plot(tmp_path / "missing" / "norms.svg")
