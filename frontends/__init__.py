@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from retrograde import debug, diagnose, errors, numpy, random, tree
+from retrograde import debug, errors, numpy, random, tree
 from retrograde.branches import cond, while_loop
 from retrograde.compiled import Compiled, compile, load
 from retrograde.custom import custom_vjp, remat, stop_gradient
@@ -20,7 +20,7 @@ from retrograde.traces import trace
 from retrograde.training import TrainStep, compile_training
 
 if TYPE_CHECKING:
-    from retrograde import losses, models, nn, optim
+    from retrograde import diagnose, losses, models, nn, optim
 
 __version__ = "0.1.0"
 
@@ -60,7 +60,7 @@ __all__ = [
     "while_loop",
 ]
 
-_ON_FIRST_USE = ("losses", "models", "nn", "optim")
+_ON_FIRST_USE = ("diagnose", "losses", "models", "nn", "optim")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retrograde import random
-from retrograde.carry_norms import Measured, measured
 from retrograde.execution import Array, Runnable
 from retrograde.jitted import Jit
 from retrograde.nn.context import dropout_keys
-from retrograde.nonfinite import NonFinite, search
-from retrograde.norms_shown import GradientNorms
 from retrograde.tracing import name_of
 from retrograde.training_graph import StepParts, TracedStep, loss_of
+
+if TYPE_CHECKING:  # imported where they are used: few steps are ever looked at
+    from retrograde.carry_norms import Measured
+    from retrograde.nonfinite import NonFinite
+    from retrograde.norms_shown import GradientNorms
 
 
 class Diagnosed:
@@ -63,6 +65,8 @@ class Diagnosed:
 
         The loss, its gradients and the optimizer run op by op, with the parameters as they are.
         `inf` and `masked` as in `rg.diagnose.first_nonfinite`."""
+        from retrograde.nonfinite import search
+
         arrays = self._batch(batch)
         with self._lock:
             captured = self._now()
@@ -77,6 +81,8 @@ class Diagnosed:
 
 
 def _measuring(parts: StepParts, per_row: bool) -> Any:
+    from retrograde.carry_norms import measured
+
     def call(params: Any, batch: Any, fixed: Any, key: Any, counter: Any) -> Measured:
         loss = loss_of(parts, fixed, batch)
         with dropout_keys(random.fold_in(key, counter)):
