@@ -8,7 +8,8 @@ values, and nothing is kept or made that is larger than the probes, beside what 
 needs.
 
 All that the step makes of h_t counts: what its results read of it, too.  Where the carry is chosen
-between a new and the old value, `where(alive, new, old)`, h_t is what was chosen.
+between a new and the old value, `where(alive, new, old)`, h_t is what was chosen; and with one
+boolean for each row, as `lengths` have it, the rows that keep the old one take no part in the norm.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.builder import Builder, new_value
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.expr import Expr, cast, zeros
-from retrograde.compiler.ir.graph import Graph, Node, Origin, TensorType, Value
+from retrograde.compiler.ir.graph import Graph, Node, Origin, TensorType, Value, same_type
 from retrograde.compiler.ir.location import Loc
 from retrograde.compiler.ir.registry import lookup
 from retrograde.compiler.ops.region import custom_call, silent
@@ -153,34 +154,55 @@ def _tapped(graph: Graph, i: int, probe: Value, per_row: bool, loop: Node) -> Gr
     before = _ancestors(maker, makers)
     ahead = [node for node in graph.nodes if node in before]
     after = [node for node in graph.nodes if node not in before]
-    tap = _tap(out, probe, per_row, loop)
+    choice = _Choice.of(maker, graph.inputs[i])
+    tap = _tap(out, probe, per_row, loop, choice)
     renamed = {out: tap.output}
     made = [tap]
-    if maker.op.name == "select" and graph.inputs[i] in maker.inputs[1:]:
-        chosen = _chosen(maker, graph.inputs[i], tap.output)
-        if chosen is not None:
-            renamed[chosen[0]] = chosen[1].output
-            made.append(chosen[1])
+    if choice is not None and same_type(choice.new.type, out.type):
+        again = choice.made_anew(tap.output)
+        renamed[choice.new] = again.output
+        made.append(again)
     after = [node.with_inputs(renamed.get(v, v) for v in node.inputs) for node in after]
     outputs = tuple(renamed.get(v, v) for v in graph.outputs)
     return graph.replace(nodes=(*ahead, *made, *after), outputs=outputs)
 
 
-def _chosen(select: Node, old: Value, tapped: Value) -> tuple[Value, Node] | None:
-    """Of a carry `where(alive, new, old)`: `new`, and a node that makes it anew.
+@dataclass(frozen=True)
+class _Choice:
+    """A carry `where(flag, new, old)`, or `where(flag, old, new)` if `swapped`."""
 
-    Where it was chosen, from the tapped carry: what else reads `new` reads h_t."""
-    flag, a, b = select.inputs
-    if a is b:
-        return None
-    new = b if a is old else a
-    if new.type.shape != tapped.type.shape or new.dtype is not tapped.dtype:
-        return None
-    inputs = (flag, new, tapped) if a is old else (flag, tapped, new)
-    builder = Builder("watch", Expr)
-    with builder, builder.located(select.loc, select.scope, _ORIGIN):
-        builder.emit(select.op, inputs, {})
-    return new, builder.nodes[0]
+    select: Node
+    flag: Value
+    new: Value
+    swapped: bool
+
+    @classmethod
+    def of(cls, maker: Node, old: Value) -> _Choice | None:
+        if maker.op.name != "select":
+            return None
+        flag, a, b = maker.inputs
+        if (a is old) == (b is old):
+            return None
+        return cls(maker, flag, b if a is old else a, a is old)
+
+    def made_anew(self, tapped: Value) -> Node:
+        """`new`, taken from the tapped carry where that is it: what else reads `new` reads h_t."""
+        pair = (self.new, tapped) if self.swapped else (tapped, self.new)
+        builder = Builder("watch", Expr)
+        with builder, builder.located(self.select.loc, self.select.scope, _ORIGIN):
+            builder.emit(self.select.op, (self.flag, *pair), {})
+        return builder.nodes[0]
+
+    @property
+    def by_row(self) -> bool:
+        """Whether one boolean decides for a whole row."""
+        carry = self.select.output.shape
+        flag = self.flag.shape
+        return (
+            len(flag) == len(carry) > 0
+            and dims.same(flag[0], carry[0])
+            and all(dims.same(d, 1) for d in flag[1:])
+        )
 
 
 def _ancestors(node: Node, makers: dict[Value, Node]) -> set[Node]:
@@ -196,15 +218,33 @@ def _ancestors(node: Node, makers: dict[Value, Node]) -> set[Node]:
     return found
 
 
-def _tap(v: Value, probe: Value, per_row: bool, loop: Node) -> Node:
-    """(h, q) -> h, whose gradient by q is the norm of that by h."""
-    through = _graph("tap", [v.type, probe.type], lambda x, q: [x])
-    back = _graph("tap.backward", [v.type], lambda g: [g, _norm(g, per_row)])
-    attrs = {"body": through, "forward": through, "backward": back}
+def _tap(v: Value, probe: Value, per_row: bool, loop: Node, choice: _Choice | None = None) -> Node:
+    """(h, q) -> h, whose gradient by q is the norm of that by h; of the rows that `choice` took."""
+    flags = (choice.flag,) if choice is not None and choice.by_row else ()
+    swapped = choice is not None and choice.swapped
+    mask = [f.type for f in flags]
+    given = [v.type, probe.type, *mask]
+
+    def back(*inner: Expr) -> list[Expr]:
+        (*flag, g) = inner
+        return [g, _norm(_taken(g, flag[0], swapped) if flag else g, per_row)]
+
+    attrs = {
+        "body": _graph("tap", given, lambda x, q, *_: [x]),
+        "forward": _graph("tap", given, lambda x, q, *kept: [x, *kept]),
+        "backward": _graph("tap.backward", [*mask, v.type], back),
+    }
     builder = Builder("watch", Expr)
     with builder, builder.located(loop.loc, loop.scope, _ORIGIN):
-        builder.emit(custom_call, (v, probe), attrs)
+        builder.emit(custom_call, (v, probe, *flags), attrs)
     return builder.nodes[0]
+
+
+def _taken(g: Expr, flag: Expr, swapped: bool) -> Expr:
+    """`g`, and zeros in the rows that kept their carry."""
+    nothing = zeros(g.type)
+    found: Expr = lookup("select")(flag, *((nothing, g) if swapped else (g, nothing)))
+    return found
 
 
 def _graph(name: str, types: Iterable[TensorType], call: Callable[..., list[Expr]]) -> Graph:

@@ -144,10 +144,8 @@ def guarded(step: Callable[..., Any]) -> Callable[..., Any]:
     def run(carry: Any, given: Any, e: Any) -> Any:
         x, alive = given
         alive = alive[:, None]
-        # What a row that has ended carries on is perturbed, too.
-        inside = rg.tree.map(lambda e: rnp.where(alive, e, 0.0), e)
-        after, y = step(carry, x, inside)
-        kept = rg.tree.map(lambda a, b, e: rnp.where(alive, a, b + e), after, carry, e)
+        after, y = step(carry, x, e)
+        kept = rg.tree.map(lambda new, old: rnp.where(alive, new, old), after, carry)
         return kept, rnp.where(alive, y, 0.0)
 
     return run
@@ -186,6 +184,41 @@ def test_an_lstm_layer_and_its_lengths(lengths: list[int] | None) -> None:
     check(rows, norms_by_hand(by_hand, added, rows=True))
     for one, all in zip(rows, found, strict=True):
         np.testing.assert_allclose(one.steps, all.norms, rtol=1e-12)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_a_carry_that_is_chosen(swapped: bool, axes: int) -> None:
+    """With a boolean for each row, rows that keep their carry count as 0; with one for each
+    element, as in a clockwork network, h_t is what was chosen, and all of it counts."""
+    flags = RNG.uniform(size=(T, B, H)) < 0.6 if axes == 2 else RNG.uniform(size=(T, B, 1)) < 0.6
+
+    def chosen(flag: Any, new: Any, old: Any) -> Any:
+        return rnp.where(~flag, old, new) if swapped else rnp.where(flag, new, old)
+
+    def loss(xs: Any, flags: Any) -> Any:
+        def body(h: Any, given: Any) -> Any:
+            x, flag = given
+            new = cell(MODEL, h, x)[0]
+            y = rnp.sin(new)  # where nothing is chosen, `new` is no h_t
+            return chosen(flag, new, h), y
+
+        h, ys = rg.scan(body, rnp.zeros((B, H), "f64"), (xs, flags))
+        return rnp.sum(ys * READ) + rnp.sum(h**3)
+
+    def by_hand(added: Any) -> Any:
+        def step(h: Any, given: Any, e: Any) -> Any:
+            x, flag = given
+            new = cell(MODEL, h, x)[0]
+            y = rnp.sin(rnp.where(flag, new + e, new))
+            old = h if axes == 1 else h + e
+            return rnp.where(flag, new + e, old), y
+
+        h, ys = unrolled(step, rnp.zeros((B, H), "f64"), (XS, flags), added)
+        return rnp.sum(ys * READ) + rnp.sum(h**3)
+
+    found = rg.diagnose.gradient_norms(loss, XS, flags)
+    check(found, norms_by_hand(by_hand, np.zeros((T, B, H))))
 
 
 def test_full_lengths_are_no_lengths() -> None:
