@@ -151,7 +151,7 @@ def guarded(step: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-@pytest.mark.parametrize("lengths", [None, [6, 2, 4]])
+@pytest.mark.parametrize("lengths", [None, [6, 2, 4], [3, 0, 4]])
 def test_an_lstm_layer_and_its_lengths(lengths: list[int] | None) -> None:
     layer = f64(rg.nn.LSTM(D, H, seed=1))
     x = np.swapaxes(XS, 0, 1).copy()
