@@ -61,7 +61,8 @@ def gradient_norms(
     loop returns.  t is the place in `xs`, also where the loop runs in reverse.  Each float leaf of
     a carry has an array [T] of its own, a loop inside of a loop [T outside, T inside]; `per_row`
     gives [T, B], with the rows of axis 0 apart.  A row that has ended (`lengths`) has the norm 0,
-    and so has what is not run (the branch of a cond).
+    and so has what is not run (the branch of a cond).  A gradient that is cut (`truncate`) is
+    measured as it is cut.
 
     Norms are f32, of f64 carries f64; squares neither overflow nor vanish.  Loops inside of
     `custom_vjp` and `while_loop` are not looked at, nor are those of derivatives within the loss.

@@ -320,6 +320,32 @@ def test_loops_within_other_functions(wrap: str) -> None:
     check(found, [expected[0] * 0] if wrap == "not taken" else expected)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("of", ["last", "results"])
+def test_a_gradient_that_is_cut(reverse: bool, of: str) -> None:
+    """With truncate=4 over 6 steps, nothing comes back from the fifth that runs to the fourth."""
+
+    def loss(xs: Any) -> Any:
+        start = rnp.zeros((B, H), "f64")
+        h, ys = rg.scan(lambda h, x: cell(MODEL, h, x), start, xs, reverse=reverse, truncate=4)
+        return rnp.sum(h**3) if of == "last" else rnp.sum(ys * READ)
+
+    def by_hand(added: Any) -> Any:
+        h: Any = rnp.zeros((B, H), "f64")
+        total: Any = 0.0
+        for k in range(T):
+            t = T - 1 - k if reverse else k
+            h = rg.stop_gradient(h) if k == 4 else h
+            h = cell(MODEL, h, XS[t])[0] + added[t]
+            total = total + rnp.sum(h * READ[t])
+        return rnp.sum(h**3) if of == "last" else total
+
+    found = rg.diagnose.gradient_norms(loss, XS)
+    check(found, norms_by_hand(by_hand, np.zeros((T, B, H))))
+    first = found[0].norms[2:] if reverse else found[0].norms[:4]
+    assert first.any() == (of == "results")
+
+
 def test_carries_that_are_no_floats_or_handed_on() -> None:
     """A counter has no norm; (a, b) -> (new, a) is a register whose slots have norms of their
     own."""
