@@ -20,7 +20,7 @@ from retrograde.traces import trace
 from retrograde.training import TrainStep, compile_training
 
 if TYPE_CHECKING:
-    from retrograde import losses, models, nn, optim
+    from retrograde import diagnose, losses, models, nn, optim
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,7 @@ __all__ = [
     "cond",
     "custom_vjp",
     "debug",
+    "diagnose",
     "dim",
     "eager",
     "errors",
@@ -59,7 +60,7 @@ __all__ = [
     "while_loop",
 ]
 
-_ON_FIRST_USE = ("losses", "models", "nn", "optim")
+_ON_FIRST_USE = ("diagnose", "losses", "models", "nn", "optim")
 
 
 def __getattr__(name: str) -> Any:

@@ -129,7 +129,7 @@ def differentiated(
             result, aux = _pair(result, name)
         if isinstance(result, Mean):
             check_counts(result, required().nodes, {x.value for x in inner})
-        return _single(result, name), aux
+        return single(result, name), aux
 
     traced = trace_inner(name, sources, labels, call)
     backward = Backward((0,), tuple(range(len(leaves))))(traced.graph)
@@ -173,7 +173,7 @@ def _pair(result: Any, name: str) -> tuple[Any, Any]:
     )
 
 
-def _single(result: Any, name: str) -> Expr:
+def single(result: Any, name: str) -> Expr:
     """The float that a function to differentiate returned."""
     if isinstance(result, Mean):
         result = result.value

@@ -28,6 +28,7 @@ from retrograde.compiler.ir.binding import bind_sizes
 from retrograde.compiler.ir.expr import SCALARS
 from retrograde.compiler.ir.graph import TensorType
 from retrograde.compiler.ir.location import where
+from retrograde.diagnosed import Diagnosed
 from retrograde.execution import (
     Array,
     Runnable,
@@ -95,7 +96,7 @@ def compile_training(
     )
 
 
-class TrainStep(Explained):
+class TrainStep(Diagnosed, Explained):
     """A training step: `metrics = step(**batch)` updates the model and returns numbers."""
 
     def __init__(
@@ -113,6 +114,7 @@ class TrainStep(Explained):
         truncate: int | None,
     ) -> None:
         self._lock = threading.Lock()
+        self._measuring = {}
         self._backend, self._threads = backend, threads
         self._key = np.asarray(random.key(seed), KEY_TYPE.dtype.numpy)
         leaves, self._structure = tree.flatten(model)

@@ -137,23 +137,31 @@ def _step(parts: StepParts, exprs: Sequence[Expr]) -> tuple[Any, ...]:
     return new_params, new_state, counter, metrics
 
 
-def _loss_and_gradients(
-    parts: StepParts, params: list[Expr], fixed: list[Expr], batch: list[Expr]
-) -> tuple[Any, list[Expr]]:
+def loss_of(
+    parts: StepParts, fixed: Sequence[Expr], batch: Sequence[Expr]
+) -> Callable[[Sequence[Expr]], Any]:
+    """The loss on a batch as a function of the parameters."""
     leaves = list(parts.batch_leaves)
     for i, x in zip(parts.batch_places, batch, strict=True):
         leaves[i] = x
     keywords = tree.unflatten(parts.batch, leaves)
 
-    def loss_of(trained: list[Expr]) -> Any:
+    def loss(trained: Sequence[Expr]) -> Any:
         mine, others = iter(trained), iter(fixed)
         chosen = set(parts.trained)
         whole = [next(mine) if i in chosen else next(others) for i in range(parts.model.num_leaves)]
         with truncated(parts.truncate):
             return parts.loss(tree.unflatten(parts.model, whole), **keywords)
 
-    loss_of.__name__ = name_of(parts.loss)
-    value, _, (grads,) = differentiated(loss_of, (0,), False, (params,), {})
+    loss.__name__ = name_of(parts.loss)
+    return loss
+
+
+def _loss_and_gradients(
+    parts: StepParts, params: list[Expr], fixed: list[Expr], batch: list[Expr]
+) -> tuple[Any, list[Expr]]:
+    loss = loss_of(parts, fixed, batch)
+    value, _, (grads,) = differentiated(loss, (0,), False, (params,), {})
     return value, grads
 
 

@@ -7,6 +7,7 @@ shape that its type says at the sizes of the run.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,33 @@ Array = npt.NDArray[Any]
 Trace = Callable[[Node, "tuple[Array, ...]"], None]  # called with each node and its results
 
 
+class Watch:
+    """What looks on while a graph is evaluated; each method is one event."""
+
+    def ran(self, node: Node, operands: Sequence[Array], results: tuple[Array, ...]) -> None:
+        """A node has run, after all that ran in its sub-graphs."""
+
+    def entered(self, body: Body, operands: Sequence[Array], step: int | None) -> None:
+        """A sub-graph begins to run; in a loop `step` is the place that it runs for."""
+
+    def left(self, body: Body, results: Sequence[Array]) -> None:
+        """The sub-graph entered last has run."""
+
+
 def evaluate(
     graph: Graph,
     inputs: Sequence[Array],
     sizes: Mapping[str, int] | None = None,
     trace: Trace | None = None,
+    watch: Watch | None = None,
 ) -> list[Array]:
     """The outputs of `graph` on `inputs`.
 
     `sizes` gives symbols that no input shows.  `trace` sees every node with its results, those of
-    sub-graphs included.  Raises ShapeError or DTypeError for inputs that do not fit."""
+    sub-graphs included; `watch` sees more.  Raises ShapeError or DTypeError for inputs that do not
+    fit."""
+    if trace is not None:
+        watch = _Traced(trace)
     if len(inputs) != len(graph.inputs):
         raise ShapeError(f"{graph.name}: expected {len(graph.inputs)} inputs, got {len(inputs)}")
     arrays = [np.asarray(x) for x in inputs]
@@ -43,20 +61,29 @@ def evaluate(
     values: dict[Value, Array] = dict(zip(graph.inputs, arrays, strict=True))
     with np.errstate(all="ignore"):
         for node in graph.nodes:
-            results = run_node(node, [values[v] for v in node.inputs], bound, trace)
+            operands = [values[v] for v in node.inputs]
+            results = run_node(node, operands, bound, watch)
             values.update(zip(node.outputs, results, strict=True))
-            if trace is not None:
-                trace(node, results)
+            if watch is not None:
+                watch.ran(node, operands, results)
     return [values[v] for v in graph.outputs]
 
 
+class _Traced(Watch):
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+
+    def ran(self, node: Node, operands: Sequence[Array], results: tuple[Array, ...]) -> None:
+        self.trace(node, results)
+
+
 def run_node(
-    node: Node, operands: Sequence[Array], sizes: Mapping[str, int], trace: Trace | None = None
+    node: Node, operands: Sequence[Array], sizes: Mapping[str, int], watch: Watch | None = None
 ) -> tuple[Array, ...]:
     """The results of one node, checked against their types."""
     attrs = resolve(node.attrs, sizes)
     for key, body in node.subgraphs():
-        attrs[key] = Body(body, sizes, trace)
+        attrs[key] = Body(body, sizes, Place(node, key, operands), watch)
     result = node.op.evaluate(attrs, *operands)
     results = result if isinstance(result, tuple) else (result,)
     if len(results) != len(node.outputs):
@@ -85,18 +112,40 @@ def _resolved(x: Any, sizes: Mapping[str, int]) -> Any:
     return x
 
 
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a sub-graph runs: in which attribute of which node, and on what that node runs."""
+
+    node: Node
+    key: str
+    operands: Sequence[Array]
+
+
 class Body:
     """A sub-graph as the evaluation of a region op sees it: a function of arrays.
 
-    `output_types` holds the NumPy dtype and the concrete shape of each result."""
+    A loop says which `step` a call is for.  `output_types` holds the NumPy dtype and the concrete
+    shape of each result."""
 
-    def __init__(self, graph: Graph, sizes: Mapping[str, int], trace: Trace | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        sizes: Mapping[str, int],
+        place: Place | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         self.graph = graph
         self.sizes = sizes
-        self.trace = trace
+        self.place = place
+        self.watch = watch
 
-    def __call__(self, *arrays: Array) -> tuple[Array, ...]:
-        return tuple(evaluate(self.graph, arrays, self.sizes, self.trace))
+    def __call__(self, *arrays: Array, step: int | None = None) -> tuple[Array, ...]:
+        if self.watch is None:
+            return tuple(evaluate(self.graph, arrays, self.sizes))
+        self.watch.entered(self, arrays, step)
+        results = tuple(evaluate(self.graph, arrays, self.sizes, watch=self.watch))
+        self.watch.left(self, results)
+        return results
 
     @property
     def output_types(self) -> tuple[tuple[np.dtype[Any], tuple[int, ...]], ...]:

@@ -145,8 +145,10 @@ def _while_infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorTyp
 def _while_evaluate(attrs: Attrs, *arrays: Any) -> Any:
     n = attrs["carries"]
     carries, constants = arrays[:n], arrays[n:]
-    while attrs["condition"](*carries, *constants)[0]:
-        carries = tuple(attrs["body"](*carries, *constants))
+    turn = 0
+    while attrs["condition"](*carries, *constants, step=turn)[0]:
+        carries = tuple(attrs["body"](*carries, *constants, step=turn))
+        turn += 1
     return carries if n != 1 else carries[0]
 
 

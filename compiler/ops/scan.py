@@ -69,7 +69,7 @@ def _evaluate(attrs: Attrs, *arrays: Any) -> Any:
     types = attrs["body"].output_types[n:]
     ys = [np.empty((length, *shape), dtype) for dtype, shape in types]
     for t in range(length - 1, -1, -1) if attrs["reverse"] else range(length):
-        results = tuple(attrs["body"](*carries, *(x[t] for x in sliced), *constants))
+        results = tuple(attrs["body"](*carries, *(x[t] for x in sliced), *constants, step=t))
         carries = list(results[:n])
         for out, y in zip(ys, results[n:], strict=True):
             out[t] = y

@@ -23,6 +23,7 @@ from retrograde.runtime.training.interrupts import Interrupts
 from retrograde.runtime.training.metrics import Meter, MetricsWriter
 from retrograde.runtime.training.progress import Display, Status, duration, make_display
 from retrograde.runtime.training.saver import (
+    FINDING,
     DivergenceError,
     Reached,
     Resumable,
@@ -237,7 +238,7 @@ class _Run:
             )
         loss = self.metrics["loss"]
         if not math.isfinite(loss):
-            way_out = "Lower the learning rate." if self.saver is None else self.saver.way_out
+            way_out = self.saver.way_out if self.saver else f"Lower the learning rate. {FINDING}"
             raise DivergenceError(
                 f"step {self.reached.step}: the training diverged, the loss is {loss}. {way_out}",
                 step=self.reached.step,

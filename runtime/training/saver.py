@@ -25,6 +25,14 @@ TRAINING = "training"
 RUN = "run"
 
 
+# What a step made by compile_training can be asked.
+FINDING = (
+    "With parameters that are still numbers, step.first_nonfinite(**batch) names the line and the "
+    "time step that the first NaN comes from, and step.gradient_norms(**batch) shows where "
+    "gradients explode."
+)
+
+
 class DivergenceError(RetrogradeError):
     """The training has left the numbers: `step` is the first one that shows it."""
 
@@ -128,8 +136,8 @@ class Saver:
         """What to do about a divergence."""
         text = "Lower the learning rate, or clip the gradients harder"
         if self.saved_step is None:
-            return text + "."
-        return f"{text}. {self.path} still holds step {self.saved_step} to resume from."
+            return f"{text}. {FINDING}"
+        return f"{text}. {self.path} still holds step {self.saved_step} to resume from. {FINDING}"
 
     def _refuse_new_nans(self, tensors: Tensors, step: int) -> None:
         # The loss of a step can be a number when the update it gave is not.

@@ -406,6 +406,7 @@ def test_a_loss_that_is_no_number(tmp_path: Path, bad: float) -> None:
     assert isinstance(caught.value, RetrogradeError)
     assert "Lower the learning rate" in str(caught.value)
     assert f"{directory} still holds step 6" in str(caught.value)
+    assert "step.first_nonfinite(**batch) names the line" in str(caught.value)
     assert saved_step(directory) == 6
     assert np.isfinite(checkpoint.load(directory)[0]["table"]).all()
     assert quadratic.records(directory)[-1]["loss"] == str(bad)

@@ -13,7 +13,7 @@ from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.builder import Builder, new_value, next_id
 from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.graph import Graph, Node, TensorType
-from retrograde.compiler.ir.interpreter import Body, evaluate, resolve
+from retrograde.compiler.ir.interpreter import Body, Watch, evaluate, resolve
 from retrograde.compiler.ir.op import Op
 from retrograde.compiler.ir.registry import Kind, NotDifferentiable, lookup
 
@@ -128,6 +128,40 @@ def test_trace_sees_every_node(build: Build) -> None:
     assert seen[-1] == ("scan", (2, 3))
     assert seen[:3] == [("dot_general", (2, 3)), ("add", (2, 3)), ("tanh", (2, 3))]
     assert [name for name, _ in seen].count("tanh") == 4
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_watch_knows_the_step(build: Build, reverse: bool) -> None:
+    body = step()
+    graph = build(
+        lambda h, xs, w: lookup("scan")(
+            h, xs, w, body=body, carries=1, slices=1, length=T, reverse=reverse
+        ),
+        TensorType(F32, (B, 3)), TensorType(F32, (T, B, 3)), TensorType(F32, (3, 3)),
+    )  # fmt: skip
+    h, xs, w = rand(2, 3), rand(4, 2, 3), rand(3, 3)
+    events: list[Any] = []
+
+    class Seen(Watch):
+        def entered(self, body: Body, operands: Any, step: int | None) -> None:
+            assert body.place is not None and body.place.key == "body"
+            assert [id(x) for x in body.place.operands] == [id(x) for x in (h, xs, w)]
+            np.testing.assert_array_equal(operands[1], xs[step])
+            events.append(step)
+
+        def left(self, body: Body, results: Any) -> None:
+            events.append([x.shape for x in results])
+
+        def ran(self, node: Node, operands: Any, results: Any) -> None:
+            events.append((node.op.name, len(operands)))
+
+    evaluate(graph, [h, xs, w], watch=Seen())
+    inside = [("dot_general", 2), ("add", 2), ("tanh", 1)]
+    turn = len(events) // 4
+    for k, t in enumerate(reversed(range(4)) if reverse else range(4)):
+        one = events[turn * k : turn * (k + 1)]
+        assert one[0] == t and one[1:4] == inside and one[-1] == [(2, 3), (2, 3)]
+    assert events[-1] == ("scan", 3)
 
 
 def test_no_warning_is_given(build: Build) -> None:
