@@ -17,7 +17,7 @@ from retrograde.compiler.plan.revolve import recomputed
 
 # What a segment costs beside its operations, in operations: calls that are made once for it.
 _PER_SEGMENT = 1_000_000
-_FINENESS = 1.08  # between numbers of segments that are tried
+_FINENESS = 1.08  # between lengths of segments that are tried
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,11 @@ def _at(index: int, recipe: Recipe, sizes: Mapping[str, int], segment: int, slot
 
 
 def _segment_lengths(length: int, most: int) -> list[int]:
-    """Lengths from `most` down to one step, each the least for its number of segments."""
-    found = {max(1, min(most, length)): None}
+    """Lengths from `most` down to one step: the least for each number of segments, and others
+    between where there are few segments."""
+    found = {max(1, min(most, length)), 1}
     count = 1.0
     while count <= length:
-        if (steps := -(-length // int(count))) <= most:
-            found[steps] = None
-        count = max(count + 1, count * _FINENESS)
-    found[1] = None
-    return list(found)
+        found |= {-(-length // int(count)), int(length / count)}
+        count *= _FINENESS
+    return sorted((steps for steps in found if 1 <= steps <= most), reverse=True)
