@@ -1,7 +1,8 @@
-"""What joins one loop, and the loop with it.
+"""What joins one loop, and the loops that become one with it.
 
 Facts of a graph and a loop in it -> a `Plan`: how the body gets each step of what the loop reads,
-which sums over its steps it carries, and which other loops become one with it.  Invariant: what the loop needs from outside does not depend on its results.
+which sums over its steps it carries, and which other loops become one with it.  Invariant: what the
+loop needs from outside does not depend on its results.
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ class Plan:
             return False
         if (node.origin.role == "cotangent") != (first.origin.role == "cotangent"):
             return False  # what runs forward is not kept waiting for what runs backward
-        return not (has_effect(node) and any(map(has_effect, self.loops)))
+        return not has_effect(node)  # which would act later then
 
     def possible(self) -> bool:
         """Whether no loop needs anything but steps of the others."""
@@ -201,6 +202,7 @@ class Plan:
         needed = self.needed(self.keys())
         for x in self.loops:
             needed.update((*starts(x), *fixed(x)))
+        results = {v for x in self.loops for v in x.outputs}
         later: set[Value] = set()  # what depends on the chosen sums
         for node in self.facts.sums:
             needs = SUMS[node.op.name].pull(node, self.facts.cuts, self.facts.makers)
@@ -220,7 +222,7 @@ class Plan:
                 continue
             outside = self.needed(steps) | set(whole)
             reached = self.facts.reached(node.outputs)
-            if outside & (later | reached) or needed & reached:
+            if outside & (later | reached) or needed & reached or reached & results:
                 continue
             self.sums[node] = needs
             needed |= outside

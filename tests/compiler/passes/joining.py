@@ -263,7 +263,8 @@ def rows_of_all_steps(w: Any, xs: Any) -> Any:
 @model(XS, weights={**RNN, "o": (H, 5)})
 def rearranged(w: Any, xs: Any) -> Any:
     _, ys = rnn(w, rnp.flip(rnp.cumsum(xs, axis=-1), axis=-1))
-    out = rnp.concatenate([ys @ w["o"], ys[..., 1:3], rnp.pad(ys, ((0, 0), (0, 0), (1, 0)))], axis=-1)
+    wider = rnp.pad(ys, ((0, 0), (0, 0), (1, 0)))
+    out = rnp.concatenate([ys @ w["o"], ys[..., 1:3], wider], axis=-1)
     best = rnp.argmax(out, axis=-1).astype("f64")
     split = out.reshape((out.shape[0], B, 2, 6)).transpose((2, 0, 3, 1))
     return rnp.sum(rnp.prod(split, axis=2) * 1.5) + rnp.sum(best * out[..., 0])
