@@ -40,7 +40,9 @@ MORE = {
         sample(normal(5, 7), integers(0, 7, 5, 2), axes=(1,), wrap=False),
         sample(normal(4, 6, 7), integers(0, 6, 2, 3), integers(0, 7, 2, 3), axes=(1, 2)),
     ],
-    "scatter_add": [sample(normal(5, 7), normal(5, 2), integers(0, 7, 2), axes=(1,))],
+    "scatter_add": [sample(normal(5, 7), normal(2, 5), integers(0, 7, 2), axes=(1,))],
+    "set_slice": [sample(normal(5, 7), normal(5, 2), start=(0, 3), step=(1, 1))],
+    "slice": [sample(normal(5, 4, 7), start=(0, 2, 1), stop=(5, 3, 6), step=(1, 1, 2))],
 }  # fmt: skip
 
 
@@ -59,10 +61,10 @@ def cuts_of(shape: Sequence[int]) -> Iterator[Cut]:
 
 
 def step_of(x: Array, cut: Cut, t: int) -> Array:
-    """Step `t` of an array, by the definition of a cut."""
+    """Step `t` of an array, by the definition of a cut; outside of its window, some step."""
     outer, count, inner = int(cut.outer), int(cut.steps.count), int(cut.inner)
     split = x.reshape((*x.shape[: cut.axis], outer, count, inner, *x.shape[cut.axis + 1 :]))
-    taken = np.take(split, t - int(cut.steps.start), axis=cut.axis + 1)
+    taken = np.take(split, t - int(cut.steps.start), axis=cut.axis + 1, mode="clip")
     return taken.reshape(tuple(int(d) for d in cut.shape(x.shape)))
 
 
