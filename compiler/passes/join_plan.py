@@ -76,13 +76,13 @@ class Plan:
         self.own = {v: loop for loop in loops for v in loop.outputs[loop.attrs["carries"] :]}
         self.behind = facts.reached(v for loop in loops for v in loop.outputs)
         self.choices: dict[Key, Choice] = {}
+        self.new: dict[Key, frozenset[Key]] = {}  # what each needs laid out with the steps in front
         self.sums: dict[Node, Needs] = {}
         first = over_all(self.length)
         self.slices = {loop: [Key(v, first) for v in sliced(loop)] for loop in loops}
         for keys in self.slices.values():
             for key in keys:
-                if self._decide(key) and not self._pays([key]):
-                    self.choices[key] = self._sliced(key)
+                self._decide(key)
 
     # --- where each step comes from
 
@@ -104,7 +104,10 @@ class Plan:
                 whole = wholes_of(choice.node, choice.needs)
                 if any(self.choices[p] is None for p in steps) or not self._outside(whole):
                     choice = self._sliced(top)
-            self.choices[work.pop()] = choice
+                elif not self._pays([top], steps):
+                    choice = self._sliced(top) or choice
+            self.choices[top] = choice
+            self.new[work.pop()] = self._new(top, choice)
         return self.choices[key] is not None
 
     def _choice(self, key: Key) -> Choice:
@@ -153,13 +156,27 @@ class Plan:
             found.update(wholes_of(made.node, made.needs))
         return found
 
-    def _pays(self, keys: Sequence[Key]) -> bool:
-        """Whether what has to be laid out anew to make `keys` is no larger than they are."""
-        new = [
-            key for key in self.cone(keys)
-            if self.choices[key] is Source.SLICE and not self._lies_ready(key)
-        ]  # fmt: skip
-        return not new or dims.decide_le(_bytes(new), _bytes(keys)) is True
+    def _new(self, key: Key, choice: Choice) -> frozenset[Key]:
+        """What has to be laid out anew so that the body has `key`."""
+        if isinstance(choice, Made):
+            return self._laid_out(steps_of(choice.node, choice.needs))
+        return frozenset([key] if choice is Source.SLICE and not self._lies_ready(key) else ())
+
+    def _laid_out(self, keys: Sequence[Key]) -> frozenset[Key]:
+        return frozenset().union(*(self.new[key] for key in keys))
+
+    def _pays(self, keys: Sequence[Key], parts: Sequence[Key]) -> bool:
+        """Whether to make `keys` of `parts` lays out no more anew than what else would be there:
+        they, and the largest value on the way to them."""
+        new = self._laid_out(parts)
+        if not new:
+            return True
+        laid_out, own = _bytes(new), _bytes(keys)
+        between = (key for key in self.cone(parts) if isinstance(self.choices[key], Made))
+        return any(
+            dims.decide_le(laid_out, bound) is True
+            for bound in (own, *(own + _bytes([key]) for key in between))
+        )
 
     def _lies_ready(self, key: Key) -> bool:
         """Inputs come in any layout, other values with the steps on the axis that they are on."""
@@ -214,7 +231,7 @@ class Plan:
             if not self._outside(whole) or not all(map(self._decide, steps)):
                 continue
             cone = self.cone(steps)
-            if not self._pays(steps):
+            if not self._pays(steps, steps):
                 continue
             if not any(self.choices[key] is Source.LOOP for key in cone) and not any(
                 made.node in joined for made in self.made(cone)
@@ -249,7 +266,7 @@ class Plan:
         return False
 
 
-def _bytes(keys: Sequence[Key]) -> Dim:
+def _bytes(keys: Iterable[Key]) -> Dim:
     """What one step of `keys` takes."""
     total: Dim = 0
     for v, cut in keys:

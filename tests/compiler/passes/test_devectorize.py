@@ -245,7 +245,8 @@ def test_a_long_gap_is_no_window() -> None:
 
 def test_steps_are_laid_out_in_front() -> None:
     x = np.arange(2 * 12 * 3.0).reshape(2, 12, 3)
-    for cut in (Cut(1, 1, 1, Steps.all(12)), Cut(1, 2, 3, Steps.all(2)), Cut(0, 1, 1, Steps.all(2))):
+    two = Steps.all(2)
+    for cut in (Cut(1, 1, 1, Steps.all(12)), Cut(1, 2, 3, two), Cut(0, 1, 1, two)):
         builder = Builder("front", Expr)
         with builder:
             out = stacked_first(builder.input(TensorType(dtypes.f64, x.shape)), cut)

@@ -4,7 +4,6 @@ The models of `joining.py` are ordinary ones and odd ones; the pass knows none o
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -143,10 +142,7 @@ def test_nothing_wide_is_there_for_all_steps(name: str) -> None:
 def test_most_models_had_something_to_join() -> None:
     """The test above would pass for a pass that had nothing to do."""
     had = [name for name in EMPTIED if list(over_all_steps(prepared(MODELS[name]())))]
-    assert set(EMPTIED) - set(had) == {"mse_inside", "loss_of_each_step", "last_step"} & set(
-        EMPTIED
-    ) - set(had)
-    assert len(had) >= len(EMPTIED) - 3
+    assert set(EMPTIED) - set(had) == {"mse_inside", "loss_of_each_step"}
 
 
 # --- golden texts
@@ -221,7 +217,8 @@ def test_a_loop_that_begins_where_the_other_ends_stays_behind_it() -> None:
 
 def test_a_result_of_all_steps_is_computed_once_outside() -> None:
     after = joined(prepared(MODELS["with_results"]()))
-    assert sum(n.op.name == "dot_general" and has_steps(n.output.size) for n in after.nodes) == 1
+    stacked = [n for n in after.nodes if n.op.name == "dot_general" and n.output.type.ndim == 3]
+    assert len(stacked) == 1
     heads = [n for body in bodies(after) for n in body.nodes if n.op.name == "dot_general"]
     assert not any(dims.same(n.output.shape[-1], 5) and n.output.shape[0] == B for n in heads)
 
@@ -367,18 +364,3 @@ def test_the_number_of_nodes_does_not_depend_on_the_length() -> None:
         return Counter(n.op.name for n in (*graph.nodes, *inner))
 
     assert nodes(32) == nodes(4096)
-
-
-def test_many_layers_take_no_longer_than_other_passes() -> None:
-    """Each loop is looked at in turn: the time grows with loops times nodes, not faster."""
-
-    def seconds(layers: int) -> float:
-        m = rg.tree.map(np.asarray, {"cell": rg.nn.LSTM(D, H, layers=layers)})
-        spec = rg.spec("f32", B, "T", D)
-        run = rg.value_and_grad(lambda m, x: rnp.sum(rnp.exp(m["cell"](x)[0])))
-        graph = prepared(rg.trace(run, m, spec))
-        begin = time.process_time()
-        joined(graph)
-        return time.process_time() - begin
-
-    assert seconds(6) < 20 * max(seconds(2), 0.05)
