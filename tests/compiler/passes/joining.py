@@ -312,6 +312,24 @@ def running_total(w: Any, xs: Any) -> Any:
     return rnp.sum(rnp.sin(rnp.cumsum(scores, axis=0))) + rnp.sum(scores * scores)
 
 
+@model(TOKENS, weights={**RNN, "t": (V, D), "o": (H, V)})
+def next_token(w: Any, tokens: Any) -> Any:
+    """Runs over all steps, of which the last has no target."""
+    xs = rnp.swapaxes(rnp.take(w["t"], tokens, axis=0), 0, 1)
+    logits = rnp.swapaxes(rnn(w, xs)[1], 0, 1) @ w["o"]
+    return rg.losses.cross_entropy(logits[:, :-1], tokens[:, 1:])
+
+
+@model(XS, weights={**RNN, "o": (H, 5)})
+def loop_in_loop(w: Any, xs: Any) -> Any:
+    def step(h: Any, x: Any) -> Any:
+        rows = rnp.stack([x @ w["x"]] * 3)
+        h, zs = rg.scan(lambda a, b: (rnp.tanh(a @ w["h"] + b), a), h, rows)
+        return h, rnp.sum(zs, axis=0)
+
+    return rnp.sum(rnp.exp(rg.scan(step, start()[0], xs)[1] @ w["o"]))
+
+
 @model(XS, rg.spec("u32", 2), weights={**RNN, "o": (H, 5)})
 def dropped(w: Any, xs: Any, key: Any) -> Any:
     keep = rg.random.bernoulli(key, 0.7, (STEPS, B, H))

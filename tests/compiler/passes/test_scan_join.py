@@ -39,6 +39,7 @@ EMPTIED = (
     "two_heads", "with_lengths", "mse_outside", "mse_inside", "loss_of_each_step",
     "reversed_loop", "only_the_largest", "normalised_by_all", "rows_of_all_steps", "rearranged",
     "loop_behind_loop", "begun_by_the_other", "dropped",
+    "next_token", "loop_in_loop",
 )  # fmt: skip
 
 
