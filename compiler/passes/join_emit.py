@@ -72,7 +72,7 @@ class _Emission:
             body = self._body()
             if self.number is not None:
                 rows.append(lookup("iota")(size=plan.length, dtype=dtypes.i64))
-            around.append(self._loop(body, [e.value for e in begin], [e.value for e in rows], found))
+            around.append(self._loop(body, begin, rows, found))
             renamed = {
                 node.output: cast(Expr(v, around), node.output.dtype).value
                 for node, v in zip(plan.sums, found, strict=True)
@@ -88,14 +88,18 @@ class _Emission:
         return in_order(graph.replace(outputs=outputs), nodes)
 
     def _loop(
-        self, body: Graph, begin: list[Value], rows: list[Value], found: list[Value]
+        self, body: Graph, begin: list[Expr], rows: list[Expr], found: list[Value]
     ) -> Node:
         loops, last = self.plan.loops, self.last
         states = [v for x in loops for v in x.outputs[: x.attrs["carries"]]]
         results = [v for x in loops for v in x.outputs[x.attrs["carries"] :]]
         return replace(
             last,
-            inputs=(*(v for x in loops for v in starts(x)), *begin, *rows, *self.shared),
+            inputs=(
+                *(v for x in loops for v in starts(x)),
+                *(e.value for e in (*begin, *rows)),
+                *self.shared,
+            ),
             outputs=(*states, *found, *results),
             attrs={
                 **last.attrs,
@@ -142,8 +146,8 @@ class _Emission:
         if self.number is None:
             return
         place = len(self.body.inputs) - 1 - len(self.shared)
-        for items in (self.body.inputs, self.body.input_names):
-            items.insert(place, items.pop())  # type: ignore[attr-defined]
+        self.body.inputs.insert(place, self.body.inputs.pop())
+        self.body.input_names.insert(place, self.body.input_names.pop())
 
     def _names(self) -> dict[Value, str]:
         """What the loops call the carries, and the operands that they go on to read."""
@@ -174,7 +178,9 @@ class _Emission:
         """A sum over the steps with this step's part."""
         operands = self._operands(node, needs)
         with self._copying(node):
-            return total + SUMS[node.op.name].part(Part(node, None, needs, operands, self._number))
+            part = SUMS[node.op.name].part(Part(node, None, needs, operands, self._number))
+            out: Expr = total + part
+        return out
 
     def _step(self, key: Key) -> Expr:
         for each in self.plan.cone([key]):

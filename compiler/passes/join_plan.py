@@ -1,7 +1,8 @@
-"""What joins one loop, and the loop with it.
+"""What joins one loop, and the loops that become one with it.
 
 Facts of a graph and a loop in it -> a `Plan`: how the body gets each step of what the loop reads,
-which sums over its steps it carries, and which other loops become one with it.  Invariant: what the loop needs from outside does not depend on its results.
+which sums over its steps it carries, and which other loops become one with it.  Invariant: what the
+loop needs from outside does not depend on its results.
 """
 
 from __future__ import annotations
@@ -75,13 +76,13 @@ class Plan:
         self.own = {v: loop for loop in loops for v in loop.outputs[loop.attrs["carries"] :]}
         self.behind = facts.reached(v for loop in loops for v in loop.outputs)
         self.choices: dict[Key, Choice] = {}
+        self.new: dict[Key, frozenset[Key]] = {}  # what each needs laid out with the steps in front
         self.sums: dict[Node, Needs] = {}
         first = over_all(self.length)
         self.slices = {loop: [Key(v, first) for v in sliced(loop)] for loop in loops}
         for keys in self.slices.values():
             for key in keys:
-                if self._decide(key) and not self._pays([key]):
-                    self.choices[key] = self._sliced(key)
+                self._decide(key)
 
     # --- where each step comes from
 
@@ -103,7 +104,10 @@ class Plan:
                 whole = wholes_of(choice.node, choice.needs)
                 if any(self.choices[p] is None for p in steps) or not self._outside(whole):
                     choice = self._sliced(top)
-            self.choices[work.pop()] = choice
+                elif not self._pays([top], steps):
+                    choice = self._sliced(top) or choice
+            self.choices[top] = choice
+            self.new[work.pop()] = self._new(top, choice)
         return self.choices[key] is not None
 
     def _choice(self, key: Key) -> Choice:
@@ -152,13 +156,27 @@ class Plan:
             found.update(wholes_of(made.node, made.needs))
         return found
 
-    def _pays(self, keys: Sequence[Key]) -> bool:
-        """Whether what has to be laid out anew to make `keys` is no larger than they are."""
-        new = [
-            key for key in self.cone(keys)
-            if self.choices[key] is Source.SLICE and not self._lies_ready(key)
-        ]  # fmt: skip
-        return not new or dims.decide_le(_bytes(new), _bytes(keys)) is True
+    def _new(self, key: Key, choice: Choice) -> frozenset[Key]:
+        """What has to be laid out anew so that the body has `key`."""
+        if isinstance(choice, Made):
+            return self._laid_out(steps_of(choice.node, choice.needs))
+        return frozenset([key] if choice is Source.SLICE and not self._lies_ready(key) else ())
+
+    def _laid_out(self, keys: Sequence[Key]) -> frozenset[Key]:
+        return frozenset().union(*(self.new[key] for key in keys))
+
+    def _pays(self, keys: Sequence[Key], parts: Sequence[Key]) -> bool:
+        """Whether to make `keys` of `parts` lays out no more anew than what else would be there:
+        they, and the largest value on the way to them."""
+        new = self._laid_out(parts)
+        if not new:
+            return True
+        laid_out, own = _bytes(new), _bytes(keys)
+        between = (key for key in self.cone(parts) if isinstance(self.choices[key], Made))
+        return any(
+            dims.decide_le(laid_out, bound) is True
+            for bound in (own, *(own + _bytes([key]) for key in between))
+        )
 
     def _lies_ready(self, key: Key) -> bool:
         """Inputs come in any layout, other values with the steps on the axis that they are on."""
@@ -185,7 +203,7 @@ class Plan:
             return False
         if (node.origin.role == "cotangent") != (first.origin.role == "cotangent"):
             return False  # what runs forward is not kept waiting for what runs backward
-        return not (has_effect(node) and any(map(has_effect, self.loops)))
+        return not has_effect(node)  # which would act later then
 
     def possible(self) -> bool:
         """Whether no loop needs anything but steps of the others."""
@@ -201,6 +219,7 @@ class Plan:
         needed = self.needed(self.keys())
         for x in self.loops:
             needed.update((*starts(x), *fixed(x)))
+        results = {v for x in self.loops for v in x.outputs}
         later: set[Value] = set()  # what depends on the chosen sums
         for node in self.facts.sums:
             needs = SUMS[node.op.name].pull(node, self.facts.cuts, self.facts.makers)
@@ -212,7 +231,7 @@ class Plan:
             if not self._outside(whole) or not all(map(self._decide, steps)):
                 continue
             cone = self.cone(steps)
-            if not self._pays(steps):
+            if not self._pays(steps, steps):
                 continue
             if not any(self.choices[key] is Source.LOOP for key in cone) and not any(
                 made.node in joined for made in self.made(cone)
@@ -220,7 +239,7 @@ class Plan:
                 continue
             outside = self.needed(steps) | set(whole)
             reached = self.facts.reached(node.outputs)
-            if outside & (later | reached) or needed & reached:
+            if outside & (later | reached) or needed & reached or reached & results:
                 continue
             self.sums[node] = needs
             needed |= outside
@@ -247,7 +266,7 @@ class Plan:
         return False
 
 
-def _bytes(keys: Sequence[Key]) -> Dim:
+def _bytes(keys: Iterable[Key]) -> Dim:
     """What one step of `keys` takes."""
     total: Dim = 0
     for v, cut in keys:

@@ -263,7 +263,8 @@ def rows_of_all_steps(w: Any, xs: Any) -> Any:
 @model(XS, weights={**RNN, "o": (H, 5)})
 def rearranged(w: Any, xs: Any) -> Any:
     _, ys = rnn(w, rnp.flip(rnp.cumsum(xs, axis=-1), axis=-1))
-    out = rnp.concatenate([ys @ w["o"], ys[..., 1:3], rnp.pad(ys, ((0, 0), (0, 0), (1, 0)))], axis=-1)
+    wider = rnp.pad(ys, ((0, 0), (0, 0), (1, 0)))
+    out = rnp.concatenate([ys @ w["o"], ys[..., 1:3], wider], axis=-1)
     best = rnp.argmax(out, axis=-1).astype("f64")
     split = out.reshape((out.shape[0], B, 2, 6)).transpose((2, 0, 3, 1))
     return rnp.sum(rnp.prod(split, axis=2) * 1.5) + rnp.sum(best * out[..., 0])
@@ -309,6 +310,24 @@ def running_total(w: Any, xs: Any) -> Any:
     """A sum along time can join no loop, what it is made of is there anyway."""
     scores = rnp.exp(rnn(w, xs)[1] @ w["o"])
     return rnp.sum(rnp.sin(rnp.cumsum(scores, axis=0))) + rnp.sum(scores * scores)
+
+
+@model(TOKENS, weights={**RNN, "t": (V, D), "o": (H, V)})
+def next_token(w: Any, tokens: Any) -> Any:
+    """Runs over all steps, of which the last has no target."""
+    xs = rnp.swapaxes(rnp.take(w["t"], tokens, axis=0), 0, 1)
+    logits = rnp.swapaxes(rnn(w, xs)[1], 0, 1) @ w["o"]
+    return rg.losses.cross_entropy(logits[:, :-1], tokens[:, 1:])
+
+
+@model(XS, weights={**RNN, "o": (H, 5)})
+def loop_in_loop(w: Any, xs: Any) -> Any:
+    def step(h: Any, x: Any) -> Any:
+        rows = rnp.stack([x @ w["x"]] * 3)
+        h, zs = rg.scan(lambda a, b: (rnp.tanh(a @ w["h"] + b), a), h, rows)
+        return h, rnp.sum(zs, axis=0)
+
+    return rnp.sum(rnp.exp(rg.scan(step, start()[0], xs)[1] @ w["o"]))
 
 
 @model(XS, rg.spec("u32", 2), weights={**RNN, "o": (H, 5)})
