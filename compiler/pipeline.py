@@ -64,21 +64,33 @@ LOOPS: tuple[Stage, ...] = (
 )
 PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS)
 
-# The recipes, each with the passes that it runs on the outermost loops, after ALGEBRA.
-KEEP: tuple[Stage, ...] = ()
+# What recipes do to the outermost loops, after ALGEBRA.
 SEGMENTS: tuple[Stage, ...] = (("segments", SegmentScans()),)
-JOINED: tuple[Stage, ...] = (("join", JoinScan()), *SEGMENTS)
+JOINED: tuple[Stage, ...] = (("join", JoinScan(merge=False)), *SEGMENTS)
+MERGED: tuple[Stage, ...] = (("join", JoinScan()), *SEGMENTS)
 RUNS: tuple[Stage, ...] = (("join", JoinScan()), ("truncate", TruncateScans()), *SEGMENTS)
 
 
-def ladder(truncated: bool, budget: bool) -> Iterator[tuple[str, tuple[Stage, ...]]]:
+@dataclass(frozen=True)
+class Rung:
+    """A recipe to be: its name, its passes, and by what factor its operations take longer than
+    those of the first one."""
+
+    name: str
+    passes: tuple[Stage, ...] = ()
+    slower: float = 1.0
+
+
+def ladder(truncated: bool, budget: bool) -> Iterator[Rung]:
     """What binding sizes may choose from; the first is taken wherever it serves and fits."""
-    yield "keep everything", KEEP
+    yield Rung("keep everything")
     if truncated:
-        yield "run by run", RUNS
+        yield Rung("run by run", RUNS)
     if budget:
-        yield "keep some states", SEGMENTS
-        yield "keep some states, losses in the loops", JOINED
+        yield Rung("keep some states", SEGMENTS)
+        yield Rung("keep some states, losses in the loops", JOINED, 1.02)
+        # In a loop over all layers the products of upper layers with their inputs are a step's.
+        yield Rung("keep some states, losses and layers in one loop", MERGED, 1.1)
 
 
 @dataclass(frozen=True)
@@ -157,13 +169,13 @@ def _compile(graph: Graph, options: Options | None) -> CompiledGraph:
     start = stages[ALGEBRA[-1][0]]
     truncated = tuple(truncation(start))
     made = []
-    for name, passes in ladder(bool(truncated), options.budget is not None):
-        changed = _staged(start, passes, options, inside=False)
-        if passes and changed[passes[-1][0]] is start:
+    for rung in ladder(bool(truncated), options.budget is not None):
+        changed = _staged(start, rung.passes, options, inside=False)
+        end = changed[rung.passes[-1][0]] if rung.passes else start
+        if rung.passes and end is start:
             continue  # there is nothing in the graph for this recipe
-        end = changed[passes[-1][0]] if passes else start
-        limits = () if passes else truncated
-        made.append(_recipe(name, end, {**stages, **changed}, symbols, limits, sizes, options))
+        limits = () if rung.passes else truncated
+        made.append(_recipe(rung, end, {**stages, **changed}, symbols, limits, sizes, options))
     planned = made[0].planned
     program = Program(
         name=graph.name,
@@ -193,7 +205,7 @@ def _staged(
 
 
 def _recipe(
-    name: str,
+    rung: Rung,
     graph: Graph,
     stages: Mapping[str, Graph],
     symbols: Sequence[dims.Symbol],
@@ -215,8 +227,8 @@ def _recipe(
         poison=options.poison,
     )  # fmt: skip
     recipe = Recipe(
-        name, everything, planned.buffers, planned.orientation, source, graph_cost(graph),
-        loops, runs, limits, options.reuse,
+        rung.name, everything, planned.buffers, planned.orientation, source, graph_cost(graph),
+        rung.slower, loops, runs, limits, options.reuse,
     )  # fmt: skip
     return CompiledRecipe(recipe, {**stages, **last}, planned)
 

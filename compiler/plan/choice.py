@@ -63,7 +63,8 @@ def _ways(
     """For each candidate length of a segment: the most states that fit, and the fewest."""
     if not recipe.loops:
         height = recipe.layout(sizes)[2]
-        yield Choice(index, recipe, dict(sizes), height, dims.evaluate(recipe.work, sizes), {})
+        cost = dims.evaluate(recipe.work, sizes) * recipe.slower
+        yield Choice(index, recipe, dict(sizes), height, cost, {})
         return
     longest = max(dims.evaluate(loop.length, sizes) for loop in recipe.loops)
     most_steps = min((loop.longest for loop in recipe.loops if loop.longest), default=longest)
@@ -108,7 +109,7 @@ def _at(index: int, recipe: Recipe, sizes: Mapping[str, int], segment: int, slot
         cost += dims.evaluate(loop.step, sizes) * steps
         cost += dims.evaluate(loop.again, sizes) * with_residuals
         cost += _PER_SEGMENT * (parts + 3 * count)
-    return Choice(index, recipe, full, recipe.layout(full)[2], cost, again)
+    return Choice(index, recipe, full, recipe.layout(full)[2], cost * recipe.slower, again)
 
 
 def _segment_lengths(length: int, most: int) -> list[int]:

@@ -43,7 +43,8 @@ class Runs:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to run a program: `work` operations, and what `loops` have to run again."""
+    """One way to run a program: `work` operations, and what `loops` have to run again.  `slower`
+    tells by what factor they take longer than those of the program's first recipe."""
 
     name: str
     symbols: tuple[dims.Symbol, ...]  # the program's, then the plan's
@@ -51,6 +52,7 @@ class Recipe:
     orientation: Orientation  # of the buffers that are not state
     source: str
     work: Dim = 0
+    slower: float = 1.0
     loops: tuple[TimeLoop, ...] = ()
     runs: tuple[Runs, ...] = ()
     limits: tuple[tuple[Dim, int], ...] = ()  # sizes and what they may be at most
