@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,23 +28,19 @@ from retrograde.compiler.passes.dce import DCE
 from retrograde.compiler.passes.expand import Expand
 from retrograde.compiler.passes.fold import Fold
 from retrograde.compiler.passes.group import Group
+from retrograde.compiler.passes.ladder import Rung, Stage, ladder
 from retrograde.compiler.passes.regions import everywhere
 from retrograde.compiler.passes.rows import RowProducts
 from retrograde.compiler.passes.scan_hoist import HoistScan
-from retrograde.compiler.passes.scan_join import JoinScan
-from retrograde.compiler.passes.scan_segments import SegmentScans
 from retrograde.compiler.passes.scan_sink import SinkScan
-from retrograde.compiler.passes.scan_truncate import TruncateScans, truncation
+from retrograde.compiler.passes.scan_truncate import truncation
 from retrograde.compiler.passes.simplify import Simplify
 from retrograde.compiler.plan.build import Planned, loops_in_runs, plan_program, time_loops
 from retrograde.compiler.plan.recipe import Recipe, Runs, TimeLoop
 from retrograde.compiler.plan.schedule import Order
 from retrograde.compiler.program import Program
 
-Pass = Callable[[Graph], Graph]
 REFERENCE_SIZE = 64  # what a symbol counts as where `at` does not tell
-
-Stage = tuple[str, Pass]
 
 ALGEBRA: tuple[Stage, ...] = (
     ("dce", DCE()),
@@ -63,34 +59,6 @@ LOOPS: tuple[Stage, ...] = (
     ("group", Group()),
 )
 PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS)
-
-# What recipes do to the outermost loops, after ALGEBRA.
-SEGMENTS: tuple[Stage, ...] = (("segments", SegmentScans()),)
-JOINED: tuple[Stage, ...] = (("join", JoinScan(merge=False)), *SEGMENTS)
-MERGED: tuple[Stage, ...] = (("join", JoinScan()), *SEGMENTS)
-RUNS: tuple[Stage, ...] = (("join", JoinScan()), ("truncate", TruncateScans()), *SEGMENTS)
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A recipe to be: its name, its passes, and by what factor its operations take longer than
-    those of the first one."""
-
-    name: str
-    passes: tuple[Stage, ...] = ()
-    slower: float = 1.0
-
-
-def ladder(truncated: bool, budget: bool) -> Iterator[Rung]:
-    """What binding sizes may choose from; the first is taken wherever it serves and fits."""
-    yield Rung("keep everything")
-    if truncated:
-        yield Rung("run by run", RUNS)
-    if budget:
-        yield Rung("keep some states", SEGMENTS)
-        yield Rung("keep some states, losses in the loops", JOINED, 1.02)
-        # In a loop over all layers the products of upper layers with their inputs are a step's.
-        yield Rung("keep some states, losses and layers in one loop", MERGED, 1.1)
 
 
 @dataclass(frozen=True)
@@ -168,12 +136,15 @@ def _compile(graph: Graph, options: Options | None) -> CompiledGraph:
     stages |= _staged(graph, ALGEBRA, options)
     start = stages[ALGEBRA[-1][0]]
     truncated = tuple(truncation(start))
-    made = []
+    made: list[CompiledRecipe] = []
+    seen: set[str] = set()
     for rung in ladder(bool(truncated), options.budget is not None):
         changed = _staged(start, rung.passes, options, inside=False)
         end = changed[rung.passes[-1][0]] if rung.passes else start
-        if rung.passes and end is start:
-            continue  # there is nothing in the graph for this recipe
+        if options.budget is not None or truncated:
+            if (text := end.text()) in seen:
+                continue  # there is nothing in the graph for this recipe
+            seen.add(text)
         limits = () if rung.passes else truncated
         made.append(_recipe(rung, end, {**stages, **changed}, symbols, limits, sizes, options))
     planned = made[0].planned

@@ -147,6 +147,10 @@ class Body:
         self.watch.left(self, results)
         return results
 
+    def at(self, sizes: Mapping[str, int]) -> Body:
+        """The same with other values for some symbols."""
+        return Body(self.graph, {**self.sizes, **sizes}, self.place, self.watch)
+
     @property
     def output_types(self) -> tuple[tuple[np.dtype[Any], tuple[int, ...]], ...]:
         return tuple(

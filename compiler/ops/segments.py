@@ -72,7 +72,8 @@ class ReplayParts:
         for count in counts:
             parts.append(list(items[start : start + count]))
             start += count
-        return cls(*parts, list(items[start:]))
+        states, residuals, carries, slices = parts
+        return cls(states, residuals, carries, slices, list(items[start:]))
 
 
 def snapshots(type: TensorType, slots: Dim) -> TensorType:
@@ -128,7 +129,7 @@ def _cut(attrs: Attrs) -> Iterator[tuple[int, int]]:
 
 def _sized(body: Any, attrs: Attrs, steps: int) -> Any:
     """The sub-graph as a function of arrays, for a segment of `steps` steps."""
-    return type(body)(body.graph, {**body.sizes, attrs["symbol"]: steps}, body.trace)
+    return body.at({attrs["symbol"]: steps})
 
 
 def _sweep_evaluate(attrs: Attrs, *arrays: Any) -> Any:
