@@ -11,6 +11,12 @@ hoisting finds it.  Invariant: the forward scan with residuals computes the same
 An attribute `truncate` of K steps cuts the gradient: none flows through the carries from a run of K
 steps into the one before it (truncated backpropagation through time: Williams & Peng, "An efficient
 gradient-based algorithm for on-line training of recurrent network trajectories", 1990).
+
+A ragged scan has the attribute `live`: the place among the slices of a mask, bool [B], of the rows
+that have the step.  The body itself leaves the carries of the other rows as they are and gives
+zeros for their step results; so a step without a live row may be left out, and where no row of the
+body depends on another, the rows behind the last live one.  What a device leaves out is zero in the
+stacked results.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from retrograde.compiler.errors import ShapeError
-from retrograde.compiler.ir import dims
+from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.builder import Builder
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.dtypes import i64
@@ -55,6 +61,11 @@ def _infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...
     for i, (got, want) in enumerate(zip([*init, *sliced, *constants], expected, strict=True)):
         if not same_type(got, want):
             raise ShapeError(f"operand {i} is {got}, the body over {length} steps needs {want}")
+    live = attrs.get("live")
+    if live is not None:
+        mask = slices[live] if 0 <= live < len(slices) else None
+        if mask is None or mask.dtype is not dtypes.bool_ or mask.ndim != 1:
+            raise ShapeError(f"live = {live} is no slice that says of each row if it has the step")
     outputs = [v.type for v in body.outputs]
     for i, (carry, new) in enumerate(zip(carries, outputs, strict=False)):
         if not same_type(carry, new):
@@ -239,6 +250,7 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
         ]
         new_carries = [pulled[i] for i in split.wrt if i < n]
         step = inner.finish([e.value for e in (*new_carries, *new_sums, *d_xs)])
+    live = ctx.attrs.get("live")
     found = scan(
         *carried, *sums, *residuals, *sliced, *stepwise, *borders, *constants,
         body=step,
@@ -246,6 +258,7 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
         slices=len(residuals) + len(sliced) + len(stepwise) + len(borders),
         length=ctx.attrs["length"],
         reverse=not ctx.attrs["reverse"],
+        **({} if live is None else {"live": len(residuals) + live}),
     )  # fmt: skip
     summed = found if isinstance(found, tuple) else (found,)
     k, s = len(carried), len(carried) + len(sums)
