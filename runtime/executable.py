@@ -82,11 +82,17 @@ class Executable:
                 self._arena.fill(bound.state_bytes, transient)
             for i, array in zip(self._given, arrays, strict=True):
                 self.device.write(bound.inputs[i], array)
+            self._arena.ragged.clear()
             try:
                 bound.run()
             except (DataError, IndexError, ValueError) as error:
                 raise DataError(f"{self._place(error)}: {error}") from error
             return [self.device.read(bound.outputs[o]) for o in self.program.returned]
+
+    def ragged(self) -> dict[int, tuple[int, ...]]:
+        """What the ragged loops of the last run ran, by their number in the program: (rows of all
+        steps that ran, rows of all steps, steps that ran, steps)."""
+        return {} if self._arena is None else dict(self._arena.ragged)
 
     def state(self) -> list[HostArray]:
         """Copies of the donated inputs as they are now."""
