@@ -132,7 +132,8 @@ class _Sinking:
         if made in self.inside and not self.filled.has_other(v, made):
             self.stacks[v] = None
             return True
-        if not self.cleared and self.filled.keeps_inside(made):
+        free = self.cleared and not made.op.checks_data
+        if not free and self.filled.keeps_inside(made):
             self.stacks[v] = None
             return self.totalling
         if not all(map(self._stack, made.inputs)):

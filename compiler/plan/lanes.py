@@ -44,6 +44,7 @@ def lanes(step: OpStep | MatmulStep | FusedStep) -> list[Lane]:
     rule = {
         "dot_general": _contracted, "gather": _gathered, "scatter_add": _scattered,
         "scatter_set": _scattered, "pad": _padded, "set_slice": _set_slice,
+        "argmax": _reduced, "argmin": _reduced,
     }.get(op.name)  # fmt: skip
     return [] if rule is None else rule(views, attrs)
 
