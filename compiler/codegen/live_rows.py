@@ -22,7 +22,7 @@ def counts(xp: Any, mask: Any) -> Any:
     if mask.shape[1] == 0:
         return xp.zeros(mask.shape[0], dtype=np.int64)
     place = xp.arange(1, mask.shape[1] + 1, dtype=np.int64)
-    return xp.max(xp.where(mask, place, 0), axis=1)
+    return xp.max(xp.multiply(mask, place), axis=1)
 
 
 class LiveRows:

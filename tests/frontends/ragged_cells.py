@@ -67,7 +67,8 @@ def _embedded(w: Any, carry: Any, x: Any) -> Any:
     """A gather of what is scanned, one of a carry of integers, and a carry of booleans."""
     h, k, flag = carry
     k = (k + x["id"] + 1) % V
-    h = rnp.tanh(h @ w["h"] + w["table"][x["id"]] + w["table"][k] * x["scale"][:, None])
+    table = rnp.asarray(w["table"])
+    h = rnp.tanh(h @ w["h"] + table[x["id"]] + table[k] * x["scale"][:, None])
     flag = rnp.logical_xor(flag, x["id"] > 2)
     return (h, k, flag), (h[:, 1:], k, flag)
 
@@ -87,7 +88,7 @@ def _crossing(w: Any, h: Any, x: Any) -> Any:
 
 
 def _dividing_and_crossing(w: Any, h: Any, x: Any) -> Any:
-    """Its gradient cannot leave rows out, and divides by what its forward loop made."""
+    """Rows that meet, and a division by what was made of them."""
     h = h @ w["h"] + x @ w["x"]
     h = h / rnp.sqrt(rnp.sum(h * h, axis=-1, keepdims=True))
     order = rnp.flip(h, axis=0)
@@ -95,11 +96,15 @@ def _dividing_and_crossing(w: Any, h: Any, x: Any) -> Any:
 
 
 def _nested(w: Any, h: Any, x: Any) -> Any:
-    def inner(a: Any, u: Any) -> Any:
-        a = rnp.tanh(a * u + x @ w["x"])
-        return a, rnp.sum(a, axis=-1)
+    """A loop in the loop, whose weights get their gradient inside: a sum over the batch.  It
+    divides by what the forward loop made."""
 
-    h, sums = rg.scan(inner, h, rnp.stack([w["h"][0], w["h"][1]]))
+    def inner(a: Any, u: Any) -> Any:
+        a = a * u + x @ w["x"]
+        a = a / rnp.sqrt(rnp.sum(a * a, axis=-1, keepdims=True))
+        return a, rnp.max(a, axis=-1)
+
+    h, sums = rg.scan(inner, h, w["h"][:2])
     return h, rnp.swapaxes(sums, 0, 1)
 
 
@@ -174,20 +179,70 @@ def total(of: Any) -> Any:
     """A number that depends on every float, on each row in its own way."""
     out: Any = 0.0
     for k, x in enumerate(tree.leaves(of)):
-        if str(x.dtype) in ("f64", "float64"):
+        if is_real(x):
             scale = rnp.reshape(rnp.arange(rnp.size(x)), x.shape) * 0.37 + k
             out = out + rnp.sum(rnp.sin(scale) * x * x + rnp.cos(scale) * x)
     return out
 
 
+def is_real(x: Any) -> bool:
+    """Whether `x`, an array or one that is traced, has a gradient."""
+    return str(getattr(x, "dtype", "")) in ("f64", "float64")
+
+
 def floats(of: Any) -> list[Any]:
-    return [x for x in tree.leaves(of) if np.asarray(x).dtype == np.float64]
+    return [x for x in tree.leaves(of) if is_real(x)]
 
 
 def with_floats(of: Any, values: list[Any]) -> Any:
     """`of` with its floats replaced."""
     left = iter(values)
-    leaves = [
-        next(left) if np.asarray(x).dtype == np.float64 else x for x in tree.leaves(of)
-    ]
+    leaves = [next(left) if is_real(x) else x for x in tree.leaves(of)]
     return tree.unflatten(tree.structure(of), leaves)
+
+
+def graph_of(cell: Cell, gradient: bool, reverse: bool = False) -> Any:
+    """The graph over symbols B and T: (weights, carry, xs, lengths) -> results, and gradients of
+    all floats."""
+    b, t = 3, 2
+    given = (cell.weights(b), cell.start(b), cell.slices(t, b))
+
+    def outputs(weights: Any, init: Any, xs: Any, lengths: Any) -> Any:
+        return run(cell, weights, init, xs, lengths, reverse)
+
+    def loss(fw: Any, fi: Any, fx: Any, weights: Any, init: Any, xs: Any, lengths: Any) -> Any:
+        out = outputs(
+            with_floats(weights, fw), with_floats(init, fi), with_floats(xs, fx), lengths
+        )
+        return total(out), out
+
+    names = {"B": rg.dim("B"), "T": rg.dim("T", min=0)}
+    weights = tree.map(lambda x: spec(x, 0 if np.shape(x) == (b,) else None, names), given[0])
+    init = tree.map(lambda x: spec(x, 0, names), given[1])
+    xs = tree.map(lambda x: spec(x, 1, names), given[2])
+    lengths = rg.spec("i64", "B")
+    if not gradient:
+        return rg.trace(outputs, weights, init, xs, lengths)
+    split = [floats(part) for part in (weights, init, xs)]
+    compute = rg.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    return rg.trace(compute, *split, weights, init, xs, lengths)
+
+
+def spec(x: Any, batch: int | None, names: dict[str, Any]) -> Any:
+    """The spec of an array whose axis `batch` is the batch, and whose axis before it is time."""
+    x = np.asarray(x)
+    sizes: list[Any] = list(x.shape)
+    if batch is not None:
+        sizes[batch] = names["B"]
+        if batch:
+            sizes[0] = names["T"]
+    return rg.spec(x.dtype.name, *sizes)
+
+
+def arrays(cell: Cell, time: int, lengths: Any, gradient: bool) -> list[Array]:
+    """Operands of `graph_of`."""
+    lengths = np.array(lengths)
+    b = len(lengths)
+    given = [cell.weights(b), cell.start(b), cell.slices(time, b)]
+    split = [x for part in given for x in floats(part)] if gradient else []
+    return [np.asarray(x) for x in (*split, *tree.leaves(given), lengths)]
