@@ -94,10 +94,12 @@ class _Sinking:
             else:
                 self.totals[i] = total
         self.totalling = False
-        for j in range(self.n, len(self.body.outputs)):
-            v = self.body.outputs[j]
-            made = self.maker.get(v)
-            if made is None or made in self.inside or not self._takes_product(made):
+        made_by = {j: self.maker.get(v) for j, v in enumerate(self.body.outputs) if j >= self.n}
+        found = {j: made for j, made in made_by.items() if made is not None}
+        # Those that may be made of anything come last: others must not be made of their parts.
+        for j in sorted(found, key=lambda j: self.filled.cleared(found[j])):
+            v, made = self.body.outputs[j], found[j]
+            if made in self.inside or not self._takes_product(made):
                 continue
             self.cleared = self.filled.cleared(made)
             before = dict(self.stacks), set(self.tail)

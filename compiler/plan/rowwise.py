@@ -159,6 +159,8 @@ class _Turn:
 
     def cut(self) -> Rows:
         loop = self.loop
+        if any(self._may_have_rows(place) for _, place in loop.slices):
+            raise _Crossing
         slices = tuple(self._slice(pair) for pair in loop.slices)
         stacked = tuple(self._stacked(pair) for pair in loop.stacked)
         return Rows(
@@ -168,6 +170,11 @@ class _Turn:
             stacked,
             tuple(self._axis(place) for _, place in loop.stacked),
         )
+
+    def _may_have_rows(self, place: View) -> bool:
+        """Whether what is not known to hold rows might: past the live ones they would be zeros."""
+        known = place.storage in self.strides
+        return not known and any(dims.divide_exact(d, self.batch) is not None for d in place.shape)
 
     def _axis(self, view: View) -> int | None:
         axes = range(len(view.shape))

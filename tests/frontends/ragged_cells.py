@@ -81,6 +81,24 @@ def _unit_rows(w: Any, h: Any, x: Any) -> Any:
     return h, rnp.log(length) * (h @ w["o"])
 
 
+def _logarithms(w: Any, h: Any, x: Any) -> Any:
+    """A head whose gradient needs a logarithm of a product with the carry."""
+    h = rnp.tanh(h @ w["h"] + x @ w["x"])
+    return h, rnp.log(rnp.abs(h @ w["h"])) @ w["o"]
+
+
+def _apart(w: Any, h: Any, x: Any) -> Any:
+    """As before, but what the gradient divides by never meets the mask or the carry."""
+    h = rnp.tanh(h @ w["h"] + x @ w["x"])
+    return h, rnp.log(rnp.abs(rg.stop_gradient(h) @ w["h"])) @ w["o"]
+
+
+def _ranked(w: Any, h: Any, x: Any) -> Any:
+    """Rows that meet, and stay as many: sorted along the batch."""
+    h = rnp.tanh(h @ w["h"] + x @ w["x"]) + 0.1 * rnp.sort(h, axis=0)
+    return h, h
+
+
 def _crossing(w: Any, h: Any, x: Any) -> Any:
     """Rows that meet: of a mean over the batch, ended rows are a part as they were left."""
     h = rnp.tanh(h @ w["h"] + x @ w["x"] - rnp.mean(h, axis=0))
@@ -154,6 +172,9 @@ CELLS: dict[str, Cell] = {
         },
     ),
     "unit": Cell(_unit_rows, lambda b: _RECURRENT, _hidden, _floats),
+    "logarithms": Cell(_logarithms, lambda b: _RECURRENT, _hidden, _floats),
+    "apart": Cell(_apart, lambda b: _RECURRENT, _hidden, _floats, (True, False)),
+    "ranked": Cell(_ranked, lambda b: _RECURRENT, _hidden, _floats, (False, False)),
     "crossing": Cell(_crossing, lambda b: _RECURRENT, _hidden, _floats, (False, False)),
     "dividing": Cell(_dividing_and_crossing, lambda b: _RECURRENT, _hidden, _floats, (False, False)),
     "nested": Cell(_nested, lambda b: _RECURRENT, _hidden, _floats, (True, False)),
