@@ -19,7 +19,7 @@ class Arena(Protocol):
     """One allocation; generated code makes its views through it (see codegen.numpy_support)."""
 
     bytes: int
-    # What the ragged loops of the run at hand ran, by loop: rows, rows of all steps, steps run, steps.
+    # What each ragged loop ran in the run at hand: rows, rows of all steps, steps run, steps.
     ragged: dict[int, tuple[int, ...]]
 
     def fill(self, offset: int, bytes: int) -> None:

@@ -145,9 +145,10 @@ def _ragged(
         if number not in ran:
             continue
         rows, every, turns, steps = ran[number]
-        left = "" if each is None else f", {_count(round((every - rows) * each))} operations avoided"
+        saved = (every - rows) * (each or 0.0)
+        left = "" if each is None else f", {_count(round(saved))} operations avoided"
         lines.append(f"    last run: {rows} of {every} rows in {turns} of {steps} steps{left}")
-        avoided += (every - rows) * (each or 0)
+        avoided += saved
         everything += every * (each or 0)
     if everything:
         share = f"{avoided / 1e9:.3g} of {everything / 1e9:.3g} GFLOP, {avoided / everything:.0%}"

@@ -42,9 +42,9 @@ class DCE:
         kept = [i for i, v in enumerate(node.outputs) if i < n or v in live]
         body = self(body.replace(outputs=tuple(body.outputs[i] for i in kept), output_names=()))
         read = {v for inner in body.nodes for v in inner.inputs} | set(body.outputs)
-        live = node.attrs.get("live")
-        if live is not None:  # what a device goes by, whether the body reads it or not
-            read.add(body.inputs[n + live])
+        mask = node.attrs.get("live")
+        if mask is not None:  # what a device goes by, whether the body reads it or not
+            read.add(body.inputs[n + mask])
         used = [i for i, v in enumerate(body.inputs) if i < n or v in read]
         if len(kept) == len(node.outputs) and len(used) == len(node.inputs):
             return node
@@ -54,8 +54,8 @@ class DCE:
             input_names=tuple(names[i] for i in used),
         )
         attrs = {**node.attrs, "body": body, "slices": sum(1 for i in used if n <= i < m)}
-        if live is not None:
-            attrs["live"] = used.index(n + live) - n
+        if mask is not None:
+            attrs["live"] = used.index(n + mask) - n
         return replace(
             node,
             inputs=tuple(node.inputs[i] for i in used),

@@ -184,7 +184,8 @@ class _Turn:
         """Operands and results on the first rows, and which axis of the step that is, as a lane
         and the elements of it that belong to a row.  Raises _Crossing where the rows meet."""
         views = [*unit.operands, *unit.results]
-        rowed = [i for i, v in enumerate(views) if isinstance(v, View) and v.storage in self.strides]
+        held = self.strides
+        rowed = [i for i, v in enumerate(views) if isinstance(v, View) and v.storage in held]
         if not rowed:
             return list(unit.operands), list(unit.results), None
         lane, inner = self._lane(unit, views, rowed)

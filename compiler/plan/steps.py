@@ -105,8 +105,8 @@ class LoopStep:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A turn of a ragged loop on the first rows of the batch alone: the parts of a `LoopStep`, whose
-    views of rows end at the size ROWS.  Everything lies where it lies for the whole batch."""
+    """A turn of a ragged loop on the first rows of the batch alone: the parts of a `LoopStep`, with
+    views of rows that end at the size ROWS.  Everything lies where it lies for the whole batch."""
 
     slices: tuple[tuple[View, View], ...]
     body: tuple[Step, ...]

@@ -148,6 +148,12 @@ def _branching(w: Any, h: Any, x: Any) -> Any:
 
 _RECURRENT = {"h": normal(W, W, seed=11) * 0.5, "x": normal(D, W, seed=12), "o": normal(W, 4)}
 
+
+
+def _plain(_: int) -> Any:
+    return _RECURRENT
+
+
 CELLS: dict[str, Cell] = {
     "lstm": Cell(
         _lstm,
@@ -157,11 +163,15 @@ CELLS: dict[str, Cell] = {
     ),
     "gru": Cell(
         _gru,
-        lambda b: {"x": normal(D, 3 * W), "h": normal(W, 3 * W), "b": normal(3 * W), "o": normal(W, 4)},
+        lambda b: {
+            "x": normal(D, 3 * W), "h": normal(W, 3 * W), "b": normal(3 * W), "o": normal(W, 4)
+        },
         _hidden,
         _floats,
     ),
-    "rows": Cell(_scaled_rows, lambda b: {**_RECURRENT, "rows": normal(b, seed=9)}, _hidden, _floats),
+    "rows": Cell(
+        _scaled_rows, lambda b: {**_RECURRENT, "rows": normal(b, seed=9)}, _hidden, _floats
+    ),
     "gather": Cell(
         _embedded,
         lambda b: {"h": _RECURRENT["h"], "table": normal(V, W)},
@@ -171,21 +181,27 @@ CELLS: dict[str, Cell] = {
             "scale": normal(t, b),
         },
     ),
-    "unit": Cell(_unit_rows, lambda b: _RECURRENT, _hidden, _floats),
-    "logarithms": Cell(_logarithms, lambda b: _RECURRENT, _hidden, _floats),
-    "apart": Cell(_apart, lambda b: _RECURRENT, _hidden, _floats, (True, False)),
-    "ranked": Cell(_ranked, lambda b: _RECURRENT, _hidden, _floats, (False, False)),
-    "crossing": Cell(_crossing, lambda b: _RECURRENT, _hidden, _floats, (False, False)),
-    "dividing": Cell(_dividing_and_crossing, lambda b: _RECURRENT, _hidden, _floats, (False, False)),
-    "nested": Cell(_nested, lambda b: _RECURRENT, _hidden, _floats, (True, False)),
+    "unit": Cell(_unit_rows, _plain, _hidden, _floats),
+    "logarithms": Cell(_logarithms, _plain, _hidden, _floats),
+    "apart": Cell(_apart, _plain, _hidden, _floats, (True, False)),
+    "ranked": Cell(_ranked, _plain, _hidden, _floats, (False, False)),
+    "crossing": Cell(_crossing, _plain, _hidden, _floats, (False, False)),
+    "dividing": Cell(_dividing_and_crossing, _plain, _hidden, _floats, (False, False)),
+    "nested": Cell(_nested, _plain, _hidden, _floats, (True, False)),
     "turned": Cell(
         _turned,
         lambda b: {"square": normal(W // 2, W // 2), "x": _RECURRENT["x"]},
         lambda b: normal(b, 2, W // 2),
         _floats,
     ),
-    "padded": Cell(_padded, lambda b: _RECURRENT, _hidden, _floats, (True, False)),
-    "cond": Cell(_branching, lambda b: {**_RECURRENT, "flag": np.float64(1.0)}, _hidden, _floats, (True, False)),
+    "padded": Cell(_padded, _plain, _hidden, _floats, (True, False)),
+    "cond": Cell(
+        _branching,
+        lambda b: {**_RECURRENT, "flag": np.float64(1.0)},
+        _hidden,
+        _floats,
+        (True, False),
+    ),
 }
 
 

@@ -191,7 +191,7 @@ def counted(reverse: bool) -> Any:
     """The gradient of a loop over any batch, compiled once."""
     if reverse not in COUNTED:
         cell = CELLS["gru"]
-        weights, init, xs = data(cell, (1, 2), 5)
+        weights, _, xs = data(cell, (1, 2), 5)
 
         def compute(weights: Any, init: Any, xs: Any, lengths: Any) -> Any:
             return rg.grad(lambda w: total(run(cell, w, init, xs, lengths, reverse)))(weights)
