@@ -32,7 +32,7 @@ from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.builder import Builder
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.dtypes import i64
-from retrograde.compiler.ir.expr import Expr, zeros
+from retrograde.compiler.ir.expr import Expr, as_expr, zeros
 from retrograde.compiler.ir.graph import Attrs, Graph, Node, TensorType, Value, same_type
 from retrograde.compiler.ir.op import Op, VjpContext
 from retrograde.compiler.ir.registry import Kind, lookup, register
@@ -228,7 +228,8 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
     carried = [g for i, g in zip(split.of, totals, strict=True) if i < n]
     stepwise = [g for i, g in zip(split.of, totals, strict=True) if i >= n]
     sums = [zeros(body.inputs[i].type) for i in split.wrt if i >= m]
-    borders = _borders(ctx.attrs)
+    live = ctx.attrs.get("live")
+    borders = _borders(ctx.attrs, None if live is None else sliced[live])
 
     inner = Builder(split.backward.name, Expr)
     with inner:
@@ -237,10 +238,12 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
         kept = [inner.input(v.type, "kept") for v in split.backward.inputs[: split.kept]]
         xs = [inner.input(v.type, "x") for v in slices]
         d_ys = [inner.input(TensorType(g.dtype, g.shape[1:]), "d y") for g in stepwise]
-        cuts = [inner.input(TensorType(b.dtype), "border") for b in borders]
+        cuts = [inner.input(TensorType(b.dtype, b.shape[1:]), "border") for b in borders]
         fixed = [inner.input(v.type, "constant") for v in captured]
         for border in cuts:
-            d_carries = [lookup("select")(border, zeros(g.type), g) for g in d_carries]
+            d_carries = [
+                lookup("select")(_rows(border, g.ndim), zeros(g.type), g) for g in d_carries
+            ]
         results = inner.inline(split.backward, [*kept, *xs, *fixed, *d_carries, *d_ys])
         pulled = dict(zip(split.wrt, results, strict=True))
         d_xs = [pulled[i] for i in split.wrt if n <= i < m]
@@ -250,7 +253,6 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
         ]
         new_carries = [pulled[i] for i in split.wrt if i < n]
         step = inner.finish([e.value for e in (*new_carries, *new_sums, *d_xs)])
-    live = ctx.attrs.get("live")
     found = scan(
         *carried, *sums, *residuals, *sliced, *stepwise, *borders, *constants,
         body=step,
@@ -269,16 +271,33 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
     return out
 
 
-def _borders(attrs: Attrs) -> list[Expr]:
+def _rows(flags: Expr, rank: int) -> Expr:
+    """Flags for the rows of a batch (or one for all) as they go with an array of `rank` axes."""
+    if not flags.ndim:
+        return flags
+    out: Expr = lookup("reshape")(flags, shape=(*flags.shape, *(1,) * (rank - 1)))
+    return out
+
+
+def _borders(attrs: Attrs, mask: Expr | None) -> list[Expr]:
     """Over the steps: whether the gradient that comes back to a step's results is cut, because the
-    next step begins another run of `truncate` steps.  Nothing where it never is."""
+    next step begins another run of `truncate` steps.  Nothing where it never is.
+
+    With the mask of a ragged loop, for each row: one that has both steps."""
     steps, length = attrs.get("truncate"), attrs["length"]
     if steps is None or dims.decide_le(length, steps) is True:
         return []
     index = lookup("iota")(size=length, dtype=i64)
     done = length - index if attrs["reverse"] else index + 1  # steps up to here, in their order
     more: Expr = lookup("less")(done, length)
-    return [lookup("logical_and")(lookup("equal")(done % steps, 0), more)]
+    cut = lookup("logical_and")(lookup("equal")(done % steps, 0), more)
+    if mask is None:
+        return [cut]
+    # Beside the last step there is none, and no border.
+    after = index - 1 if attrs["reverse"] else index + 1
+    after = lookup("minimum")(lookup("maximum")(after, 0), as_expr(length, i64) - 1)
+    both = lookup("logical_and")(mask, lookup("gather")(mask, after, axes=(0,)))
+    return [lookup("logical_and")(lookup("reshape")(cut, shape=(length, 1)), both)]
 
 
 scan = register(

@@ -256,6 +256,7 @@ class _Turn:
             return replace(step, operands=(left, right), results=(results[0],))
         if isinstance(step, OpStep):
             return replace(step, operands=tuple(operands), results=tuple(results))
+        assert isinstance(step, FusedStep)
         lane, inner = cut
         axis = len(step.shape) - 1 - lane  # lanes of aligned operands count from the last axis
         if not same(step.shape[axis], self.batch * inner):

@@ -338,3 +338,68 @@ def test_errors_name_the_line_and_the_leaf(case: str) -> None:
     with pytest.raises(error, match=message) as caught:
         call()
     assert f"{__file__}:" in str(caught.value)
+
+
+# --- with gradients that are cut, and in less memory
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_truncated_gradients_are_those_of_the_rows_alone(steps: int, symbolic: bool) -> None:
+    cell, time, lengths = CELLS["lstm"], 7, (7, 6, 4, 4, 1, 0)
+    weights, init, xs = data(cell, lengths, time)
+
+    def loss(weights: Any, init: Any, xs: Any, lengths: Any) -> Any:
+        return total(
+            rg.scan(
+                lambda c, x: cell.body(weights, c, x), init, xs, lengths=lengths, truncate=steps
+            )
+        )
+
+    def alone(weights: Any, init: Any, xs: Any) -> Any:
+        ends, outputs = [], []
+        for row, n in enumerate(lengths):
+            first = tree.map(lambda c, row=row: c[row : row + 1], init)
+            end, y = rg.scan(
+                lambda c, x: cell.body(weights, c, x), first, xs[:n, row : row + 1], truncate=steps
+            )
+            ends.append(end)
+            outputs.append(padded(y, time - n))
+        joined = tree.map(lambda *parts: rnp.concatenate(parts, axis=0), *ends)
+        return total((joined, rnp.concatenate(outputs, axis=1)))
+
+    b, t = ("B", "T") if symbolic else xs.shape[1::-1]
+    compiled = rg.compile(
+        rg.grad(loss, argnums=(0, 1, 2)),
+        tree.map(lambda x: rg.spec("f64", *x.shape), weights),
+        tree.map(lambda x: rg.spec("f64", b, *x.shape[1:]), init),
+        rg.spec("f64", t, b, xs.shape[-1]), rg.spec("i64", b),
+        **({"at": {"B": 6, "T": 7}} if symbolic else {}),
+    )  # fmt: skip
+    found = compiled(weights, init, xs, np.array(lengths))
+    close(found, rg.grad(alone, argnums=(0, 1, 2))(weights, init, xs))
+
+
+def test_less_memory_gives_the_same_gradient() -> None:
+    cell, time = CELLS["lstm"], 64
+    lengths = np.array([64, 60, 33, 9, 2])
+    weights, init, xs = data(cell, tuple(lengths), time)
+
+    def loss(weights: Any, init: Any, xs: Any, lengths: Any) -> Any:
+        return total(run(cell, weights, init, xs, lengths)[0])
+
+    specs = (
+        tree.map(lambda x: rg.spec("f64", *x.shape), weights),
+        tree.map(lambda x: rg.spec("f64", "B", *x.shape[1:]), init),
+        rg.spec("f64", "T", "B", xs.shape[-1]), rg.spec("i64", "B"),
+    )  # fmt: skip
+    whole = rg.compile(rg.grad(loss), *specs, at={"B": 5, "T": time})
+    expected = whole(weights, init, xs, lengths)
+    most = whole.plan(B=5, T=time).peak_bytes
+    small = rg.compile(rg.grad(loss), *specs, at={"B": 5, "T": time}, budget=int(most * 0.75))
+    assert small.plan(B=5, T=time).peak_bytes <= most * 0.75
+    close(small(weights, init, xs, lengths), expected, 1e-11)
+    noise = noisy(xs, lengths, np.nan)
+    again = small(weights, init, noise, lengths)
+    for a, b in zip(tree.leaves(again), tree.leaves(small(weights, init, xs, lengths)), strict=True):
+        assert a.tobytes() == b.tobytes()
