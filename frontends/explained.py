@@ -1,6 +1,7 @@
 """What a compiled program tells about itself: plans, peaks, reports, stages, sources, drawings.
 
-Invariant: nothing here runs the program, and every number is the one that runs go by.
+Invariant: nothing here runs the program, and every number is the one that runs go by (or, of ragged
+loops, went by).
 """
 
 from __future__ import annotations
@@ -83,13 +84,15 @@ class Explained:
         return low
 
     def report(self, **sizes: int) -> str:
-        """What the compiler made of the function, and the memory at these sizes (or `at`)."""
+        """What the compiler made of the function, and the memory at these sizes (or `at`).
+
+        After a run over a ragged batch, also how many operations that run left out."""
         run, program = self._runnable(), self._program
         given = {**self._at, **sizes}
         complete = all(s.name in given for s in program.symbols)
         plan = self.plan(**sizes) if sizes or complete else None
         recipe = program.choose(plan.sizes).index if plan is not None else 0
-        return report(program, run.ladder[recipe], plan)
+        return report(program, run.ladder[recipe], plan, run.executable.ragged(recipe))
 
     def ir(self, stage: str = "trace") -> Graph:
         """The graph at a stage: "trace", or after one of the passes."""

@@ -6,8 +6,9 @@ and what it uses from outside.  Invariant: a carry leaves the body as the type t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from retrograde import tree
 from retrograde.compiler.errors import DTypeError, ShapeError, TraceError
@@ -22,6 +23,7 @@ from retrograde.compiler.ir.registry import lookup
 from retrograde.custom import stop_gradient
 from retrograde.eager_mode import EagerBuilder
 from retrograde.jitted import shared_jit
+from retrograde.ragged import Body, masked
 from retrograde.specs import size_of
 from retrograde.tracing import (
     Traced,
@@ -33,39 +35,65 @@ from retrograde.tracing import (
 )
 from retrograde.truncation import truncated, truncation
 
-Body = Callable[[Any, Any], tuple[Any, Any]]
-
 
 def scan(
-    body: Body, init: Any, xs: Any = None, *, length: Dim | None = None, reverse: bool = False,
+    body: Body,
+    init: Any,
+    xs: Any = None,
+    *,
+    length: Dim | None = None,
+    reverse: bool = False,
+    lengths: Any = None,
     truncate: int | None = None,
-) -> tuple[Any, Any]:  # fmt: skip
+) -> tuple[Any, Any]:
     """Runs `body(carry, x) -> (carry, y)` over axis 0 of `xs`; returns (last carry, stacked ys).
 
     `init`, `xs` and `y` are trees of arrays.  Without `xs`, `length` says how often; x is None
     then.  `reverse` runs from the last step to the first, and y stays at its step's place.
 
+    `lengths`, integers [B], says how many steps each row of a batch has: below 0 counts as 0, more
+    than there are as all.  Carries and y then have the batch as axis 0, and xs as axis 1, behind
+    time.  Past its end a row keeps its carry, its y is zero, and nothing that stands there in xs
+    changes a bit of any result or gradient; with `reverse` a row begins at its own last step.  The
+    loop stops at the longest row, and where the rows of the body do not meet, a step computes none
+    beyond the last that has it: with the rows sorted, longest first, none that has ended.
+
     `truncate` of K cuts the gradient: the loop goes on with its carry, but no gradient flows
     through it from a run of K steps into the run before (counted in the order in which steps run;
-    Williams & Peng 1990).  The default is what `compile_training(truncate=…)` says, else no cut.
+    Williams & Peng 1990), where the row has the steps on both sides.  The default is what
+    `compile_training(truncate=…)` says, else no cut.
 
-    Raises ShapeError or DTypeError where a carry changes its type, naming the leaf."""
+    Raises ShapeError or DTypeError where a carry changes its type, or has no batch with `lengths`,
+    naming the leaf."""
     steps_back = truncation(truncate)
     if not is_traced():
 
-        def call(init: Any, xs: Any) -> Any:
-            return scan(body, init, xs, length=length, reverse=reverse, truncate=truncate)
+        def call(init: Any, xs: Any, lengths: Any = None) -> Any:
+            return scan(
+                body, init, xs, length=length, reverse=reverse, lengths=lengths, truncate=truncate
+            )
 
         if length is not None and not isinstance(length, Poly):
             length = size_of("length", length)
-        out: tuple[Any, Any] = shared_jit(body, ("scan", length, reverse, truncate), call)(init, xs)
+        run = shared_jit(body, ("scan", length, reverse, truncate), call)
+        ends = () if lengths is None else (np.asarray(lengths),)
+        out: tuple[Any, Any] = run(init, xs, *ends)
         return out
     init, xs = lifted((init, xs))
-    slices, structure = tree.flatten(xs)
-    steps = _length([expression(x, "what scan runs over") for x in slices], tree.paths(xs), length)
+    steps = _steps(xs, length)
+    live = None
+    if lengths is not None:
+        body, xs = masked(body, init, xs, lifted(lengths), steps)
+        live = len(tree.leaves(xs)) - 1
     if isinstance(current(), EagerBuilder):
         return _one_by_one(body, init, xs, int(steps), reverse, steps_back)
-    return _scan(body, init, slices, structure, steps, reverse, steps_back)
+    slices, structure = tree.flatten(xs)
+    return _scan(body, init, slices, structure, steps, reverse, steps_back, live)
+
+
+def _steps(xs: Any, length: Dim | None) -> Dim:
+    slices = [expression(x, "what scan runs over") for x in tree.leaves(xs)]
+    return _length(slices, tree.paths(xs), length)
 
 
 def _length(slices: list[Expr], paths: list[str], length: Dim | None) -> Dim:
@@ -93,8 +121,9 @@ def _length(slices: list[Expr], paths: list[str], length: Dim | None) -> Dim:
 
 def _scan(
     body: Body, init: Any, slices: list[Any], structure: tree.TreeDef, steps: Dim, reverse: bool,
-    steps_back: int | None = None,
+    steps_back: int | None = None, live: int | None = None,
 ) -> tuple[Any, Any]:  # fmt: skip
+    """The node; `live` is the place among the slices of the mask of rows that have the step."""
     leaves, carried = tree.flatten(init)
     paths = [f"carry.{p}" if p else "carry" for p in tree.names(carried)]
     entering = [expression(x, path) for x, path in zip(leaves, paths, strict=True)]
@@ -131,6 +160,7 @@ def _scan(
     attrs = {
         "body": made.graph, "carries": n, "slices": len(xs), "length": steps, "reverse": reverse,
         **({} if steps_back is None else {"truncate": steps_back}),
+        **({} if live is None else {"live": live}),
     }  # fmt: skip
     if not made.graph.outputs:
         return init, tree.unflatten(made.structure, [])[1]

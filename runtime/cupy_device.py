@@ -20,6 +20,7 @@ class CupyArena:
     def __init__(self, xp: Any, special: Callable[[], Any], bytes: int) -> None:
         self.xp = xp
         self.bytes = bytes
+        self.ragged: dict[int, tuple[int, ...]] = {}
         self._special = special
         self.memory = xp.zeros(max(bytes, 1), dtype=np.uint8)
 

@@ -48,6 +48,7 @@ class _Bound:
     outputs: list[Any]
     height: int
     state_bytes: int
+    recipe: int
 
 
 class Executable:
@@ -82,11 +83,19 @@ class Executable:
                 self._arena.fill(bound.state_bytes, transient)
             for i, array in zip(self._given, arrays, strict=True):
                 self.device.write(bound.inputs[i], array)
+            self._arena.ragged.clear()
             try:
                 bound.run()
             except (DataError, IndexError, ValueError) as error:
                 raise DataError(f"{self._place(error)}: {error}") from error
             return [self.device.read(bound.outputs[o]) for o in self.program.returned]
+
+    def ragged(self, recipe: int = 0) -> dict[int, tuple[int, ...]]:
+        """What the ragged loops of the last run ran, if it was one by this recipe, by their number
+        in it: (rows that ran, rows of all steps, steps that ran, steps)."""
+        if not self._bound or next(reversed(self._bound.values())).recipe != recipe:
+            return {}
+        return dict(self._arena.ragged)
 
     def state(self) -> list[HostArray]:
         """Copies of the donated inputs as they are now."""
@@ -149,7 +158,7 @@ class Executable:
                 self.device.copy_arena(self._arena, arena, state)
             self._bound.clear()
             self._arena = arena
-        bound = self._bound[key] = _Bound(run, inputs, outputs, height, state)
+        bound = self._bound[key] = _Bound(run, inputs, outputs, height, state, choice.index)
         while len(self._bound) > KEPT_SIZES:
             self._bound.popitem(last=False)
         if self._held is not None:

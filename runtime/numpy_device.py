@@ -23,6 +23,7 @@ class NumpyArena:
 
     def __init__(self, bytes: int) -> None:
         self.bytes = bytes
+        self.ragged: dict[int, tuple[int, ...]] = {}
         self.map = mmap.mmap(-1, max(bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE") and bytes >= 1 << 21:
             self.map.madvise(mmap.MADV_HUGEPAGE)

@@ -19,6 +19,8 @@ class Arena(Protocol):
     """One allocation; generated code makes its views through it (see codegen.numpy_support)."""
 
     bytes: int
+    # What each ragged loop ran in the run at hand: rows, rows of all steps, steps run, steps.
+    ragged: dict[int, tuple[int, ...]]
 
     def fill(self, offset: int, bytes: int) -> None:
         """Overwrites memory with a pattern that no computation should read."""

@@ -21,6 +21,9 @@ class CupySupport(Support):
         """A boolean of the device, which the host waits for."""
         return bool(x.get())
 
+    def on_host(self, x: Array) -> Any:
+        return x.get()
+
     def row_sum(self, x: Array, out: Array) -> None:
         self.sum(x, out, axes=(x.ndim - 1,), keepdims=True)
 

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from retrograde.compiler.codegen.ragged import Local, ragged_loop, times_on_rows
 from retrograde.compiler.codegen.spelling import Spelling, comment, number
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.graph import Node
@@ -25,6 +26,7 @@ from retrograde.compiler.plan.steps import (
     OpStep,
     PartStep,
     ReplayStep,
+    Rows,
     Schedule,
     Segments,
     Statement,
@@ -46,9 +48,12 @@ def print_schedule(
 
     With `poison`, a buffer is overwritten with a pattern as soon as its last reader is done."""
     times = {id(step): (start, end) for start, step, end in walk(schedule.steps)}
+    times.update(times_on_rows(schedule, times))
     spell = Spelling(symbols)
     deaths = _deaths(liveness, places) if poison else {}
-    printer = _Printer(liveness, places, times, deaths, spell)
+    printer = Printer(liveness, places, times, deaths, spell)
+    loops = (s for _, s, _ in walk(schedule.steps) if isinstance(s, LoopStep) and s.mask)
+    printer.ragged = {id(loop): number for number, loop in enumerate(loops)}
     body = printer.steps(schedule.steps, 2)
     inputs = [printer.name(v) for v in schedule.inputs]
     outputs = [printer.result(v) for v in schedule.outputs]
@@ -94,7 +99,7 @@ def _safe(text: str) -> str:
 
 
 @dataclass
-class _Printer:
+class Printer:
     """Names for views, constants and tile loops, and the statements that make them."""
 
     liveness: Liveness
@@ -106,10 +111,14 @@ class _Printer:
     names: dict[str, str] = field(default_factory=dict)  # by the expression that makes it
     heading: str = ""
     numbers: Iterator[int] = field(default_factory=itertools.count)
-    outer: _Printer | None = None  # of the code around, for code over one segment
+    outer: Printer | None = None  # of the code around, for code over one segment
+    local: Local | None = None  # what the turns of a ragged loop bind once for each number of rows
+    ragged: dict[int, int] = field(default_factory=dict)  # numbers of ragged loops, by identity
 
     def bind(self, prefix: str, expression: str) -> str:
         """The name of `expression`, evaluated once at binding."""
+        if self.local is not None and self.local.holds(expression):
+            return self.local.bind(prefix, expression, self.fresh)
         found = self.names.get(expression)
         if found is None:
             found = self.names[expression] = self.fresh(prefix)
@@ -228,7 +237,7 @@ class _Printer:
             return text.splitlines()
         return [f"rt.row_{_ROWS[node.op.name]}({', '.join(operands)}, {out})"]
 
-    def _copies(self, pairs: Sequence[tuple[Operand, View]], indent: str) -> list[str]:
+    def copies(self, pairs: Sequence[tuple[Operand, View]], indent: str) -> list[str]:
         return [f"{indent}xp.copyto({self.name(y)}, {self.name(x)})" for x, y in pairs]
 
     def _branch(self, step: BranchStep, depth: int) -> list[str]:
@@ -246,33 +255,40 @@ class _Printer:
 
     def _while(self, step: WhileStep, depth: int) -> list[str]:
         indent, inner = INDENT * depth, INDENT * (depth + 1)
-        lines = [*self._copies(step.carries, indent), f"{indent}while True:"]
+        lines = [*self.copies(step.carries, indent), f"{indent}while True:"]
         self.heading = ""
         lines.extend(self.steps(step.condition, depth + 1))
         lines.append(f"{inner}if not rt.truth({self.name(step.flag)}):")
         lines.append(f"{inner}{INDENT}break")
         lines.extend(self.steps(step.body, depth + 1))
-        lines.extend(self._copies(step.updates, inner))
+        lines.extend(self.copies(step.updates, inner))
         self.heading = ""
         return lines
 
     def _loop(self, step: LoopStep, depth: int) -> list[str]:
+        if step.mask is not None:
+            return ragged_loop(self, step, depth, self.ragged[id(step)])
         indent, inner = INDENT * depth, INDENT * (depth + 1)
-        lines = self._copies(step.carries, indent)
+        lines = self.copies(step.carries, indent)
         count = self.spell.size(step.length)
         turns = f"range({count} - 1, -1, -1)" if step.reverse else f"range({count})"
         turn = f"i{depth}"
         lines.append(f"{indent}for {turn} in {turns}:")
+        lines.extend(self.turn(step, turn, depth + 1) or [f"{inner}pass"])
+        return lines
+
+    def turn(self, step: LoopStep | Rows, turn: str, depth: int) -> list[str]:
+        """One turn of a loop, whose number is in the variable `turn`."""
+        indent = INDENT * depth
+        lines = []
         for stacked, place in step.slices:
-            lines.append(f"{inner}xp.copyto({self.name(place)}, {self.name(stacked)}[{turn}])")
+            lines.append(f"{indent}xp.copyto({self.name(place)}, {self.name(stacked)}[{turn}])")
         self.heading = ""
-        lines.extend(self.steps(step.body, depth + 1))
+        lines.extend(self.steps(step.body, depth))
         for result, stacked_result in step.stacked:
             target = f"{self.name(stacked_result)}[{turn}, ...]"
-            lines.append(f"{inner}xp.copyto({target}, {self.name(result)})")
-        lines.extend(self._copies(step.updates, inner))
-        if not (step.slices or step.body or step.stacked or step.updates):
-            lines.append(f"{inner}pass")
+            lines.append(f"{indent}xp.copyto({target}, {self.name(result)})")
+        lines.extend(self.copies(step.updates, indent))
         self.heading = ""
         return lines
 
@@ -283,14 +299,14 @@ class _Printer:
         carries = self._listed([place for _, place in step.carries[: len(step.kept)]])
         slots = self.spell.size(step.cut.slots)
         call = f"rt.sweep({parts}, {last}, {slots}, {carries}, {self._listed(step.kept)})"
-        return [*self._copies(step.carries, indent), indent + call]
+        return [*self.copies(step.carries, indent), indent + call]
 
     def _replay(self, step: ReplayStep, depth: int) -> list[str]:
         indent = INDENT * depth
         runs = [self._parts(step.cut, run) for run in (step.advance, step.again, step.retreat)]
         slots = self.spell.size(step.cut.slots)
         call = f"rt.replay({', '.join(runs)}, {slots}, {self._listed(step.kept)})"
-        return [*self._copies(step.carries, indent), indent + call]
+        return [*self.copies(step.carries, indent), indent + call]
 
     def _listed(self, views: Sequence[View]) -> str:
         return f"[{', '.join(map(self.name, views))}]"

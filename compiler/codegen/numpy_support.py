@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from retrograde.compiler.codegen.live_rows import LiveRows, counts, for_each_count
 from retrograde.compiler.codegen.tiles import Tiles
 from retrograde.compiler.errors import ShapeError
 from retrograde.compiler.ir import dtypes
@@ -40,6 +41,8 @@ class Memory(Protocol):
     """An arena on a device, as generated code sees it."""
 
     xp: Any  # the array module: NumPy or CuPy
+    # (rows run, rows of all steps, steps run, steps) of each ragged loop, in the run at hand
+    ragged: dict[int, tuple[int, ...]]
 
     def view(
         self, offset: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...] | None
@@ -60,6 +63,7 @@ class Support:
     """The functions of generated code over one arena; `sizes` are the bytes of its buffers."""
 
     dtype = staticmethod(dtypes.dtype)
+    for_each_count = staticmethod(for_each_count)
 
     def __init__(self, memory: Memory, sizes: Sequence[int]) -> None:
         self.xp = memory.xp
@@ -93,6 +97,22 @@ class Support:
     def truth(self, x: Array) -> bool:
         """A 0-d boolean as Python's."""
         return bool(x)
+
+    def live_rows(self, mask: Array, loop: int, cut: bool) -> LiveRows:
+        """What a ragged loop, the `loop`-th of the program, runs of a mask [time, batch].
+
+        Without `cut` its turns run on all rows.  What it runs is added to what the memory notes."""
+        found = self.on_host(counts(self.xp, mask)).tolist()
+        steps, batch = mask.shape
+        turns = sum(1 for n in found if n)
+        ran = (sum(found) if cut else turns * batch, steps * batch, turns, steps)
+        before = self._memory.ragged.get(loop, (0, 0, 0, 0))
+        self._memory.ragged[loop] = tuple(a + b for a, b in zip(before, ran, strict=True))
+        return LiveRows(found, batch)
+
+    def on_host(self, x: Array) -> Any:
+        """An array of the device as one of NumPy's."""
+        return x
 
     def require(self, lower: int, upper: int, message: str) -> None:
         """A check of sizes that only a run can make."""

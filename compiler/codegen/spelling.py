@@ -16,16 +16,17 @@ from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import Attrs, Graph
 
 _TAKEN = re.compile(
-    r"memory|at|bytes|rt|xp|run|bind|support|range|float|len|start"
-    r"|(?:v|c|f|i|x|y|t|tiles|part|parts)\d+"
+    r"memory|at|bytes|rt|xp|run|bind|support|range|float|len|start|rows|turn"
+    r"|(?:v|c|f|i|x|y|t|tiles|part|parts|turns|live)\d+"
 )
+_ROWS = "__rows__"  # the first rows of a batch, in the turn of a ragged loop
 
 
 class Spelling:
     """The text of sizes, given the names of all symbols."""
 
     def __init__(self, symbols: Sequence[str]) -> None:
-        self._renamed: dict[str, str] = {}
+        self._renamed: dict[str, str] = {_ROWS: "rows"}
         used = set(symbols)
         for name in symbols:
             if _TAKEN.fullmatch(name):
@@ -38,15 +39,13 @@ class Spelling:
 
     def size(self, d: Dim) -> str:
         """A size as an expression."""
-        if self._renamed and isinstance(d, Poly):
-            d = dims.substitute(
-                d,
-                {
-                    s.name: dims.dim(self._renamed[s.name], s.min, s.max)
-                    for s in dims.symbols(d)
-                    if s.name in self._renamed
-                },
-            )
+        if isinstance(d, Poly):
+            changed = {
+                s.name: dims.dim(self._renamed[s.name], s.min, s.max)
+                for s in dims.symbols(d)
+                if s.name in self._renamed
+            }
+            d = dims.substitute(d, changed) if changed else d
         return dims.source(d)
 
     def shape(self, items: Sequence[Dim]) -> str:

@@ -1,7 +1,7 @@
 """What became of a graph, in words and numbers: Program and its stages -> text.
 
-Invariant: every number stems from the program itself (its plan, its schedule, the cost of its ops),
-none from a run.
+Invariant: every number stems from the program itself (its plan, its schedule, the cost of its ops);
+of a run come only the counts of rows that its ragged loops ran.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from retrograde.compiler.inspect.loops import loop_lines
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph
+from retrograde.compiler.ops.region import graph_cost
 from retrograde.compiler.plan.liveness import Liveness, analyse, walk
 from retrograde.compiler.plan.lower import lower
 from retrograde.compiler.plan.steps import (
@@ -36,10 +37,16 @@ from retrograde.compiler.program import MemoryPlan, PlacedBuffer, Program
 LARGEST = 10  # buffers and groups of copies that are listed
 
 
-def report(program: Program, stages: Mapping[str, Graph], plan: MemoryPlan | None = None) -> str:
+def report(
+    program: Program,
+    stages: Mapping[str, Graph],
+    plan: MemoryPlan | None = None,
+    ran: Mapping[int, Sequence[int]] | None = None,
+) -> str:
     """The report of `program`, whose graphs by stage are `stages`, at the sizes of `plan`.
 
-    Without a plan, sizes stay symbols: peaks and work are given in closed form."""
+    Without a plan, sizes stay symbols: peaks and work are given in closed form.  `ran` says of each
+    ragged loop what the last run ran: rows, rows of all steps, steps run, steps."""
     if plan is None and not program.symbols:
         plan = program.plan({})
     final = list(stages.values())[-1]
@@ -48,6 +55,7 @@ def report(program: Program, stages: Mapping[str, Graph], plan: MemoryPlan | Non
         _passes(stages),
         _steps(schedule, final, plan),
         loop_lines(final, plan),
+        _ragged(schedule, plan, ran or {}),
         _memory(program, plan),
         _buffers(program, plan),
         _in_place(liveness),
@@ -115,6 +123,47 @@ def _kind(step: Step) -> str:
         ReplayStep: "loop in segments",
     }
     return names[type(step)]
+
+
+def _ragged(
+    schedule: Schedule, plan: MemoryPlan | None, ran: Mapping[int, Sequence[int]]
+) -> list[str]:
+    """The loops over batches of unequal lengths, and what the last run left out of them."""
+    loops = [s for _, s, _ in walk(schedule.steps) if isinstance(s, LoopStep) and s.mask]
+    if not loops:
+        return []
+    lines = ["", f"ragged loops: {len(loops)}"]
+    avoided = everything = 0.0
+    for number, loop in enumerate(loops):
+        assert loop.mask is not None
+        batch, cost = loop.mask.shape[1], graph_cost(loop.node.attrs["body"])
+        what = "live rows" if loop.rows is not None else "steps with a live row, on all rows"
+        each = _per_row(cost, batch, plan)
+        much = f"{_short(cost)} a step" if each is None else f"{_count(round(each))} a row and step"
+        role = "" if loop.node.origin.role == "primal" else f" ({loop.node.origin.role})"
+        lines.append(f"  {loop.node.place}{role}: runs {what}, {much}")
+        if number not in ran:
+            continue
+        rows, every, turns, steps = ran[number]
+        saved = (every - rows) * (each or 0.0)
+        left = "" if each is None else f", {_count(round(saved))} operations avoided"
+        lines.append(f"    last run: {rows} of {every} rows in {turns} of {steps} steps{left}")
+        avoided += saved
+        everything += every * (each or 0)
+    if everything:
+        share = f"{avoided / 1e9:.3g} of {everything / 1e9:.3g} GFLOP, {avoided / everything:.0%}"
+        lines.append(f"  the last run avoided {share}")
+    return lines
+
+
+def _per_row(cost: Dim, batch: Dim, plan: MemoryPlan | None) -> float | None:
+    """The operations of one row in one step; None where that takes sizes that are not given."""
+    exact = dims.divide_exact(cost, batch)
+    if isinstance(exact, int):
+        return exact
+    if plan is None:
+        return None
+    return dims.evaluate(cost, plan.sizes) / max(1, dims.evaluate(batch, plan.sizes))
 
 
 # --- memory

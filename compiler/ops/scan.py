@@ -11,6 +11,12 @@ hoisting finds it.  Invariant: the forward scan with residuals computes the same
 An attribute `truncate` of K steps cuts the gradient: none flows through the carries from a run of K
 steps into the one before it (truncated backpropagation through time: Williams & Peng, "An efficient
 gradient-based algorithm for on-line training of recurrent network trajectories", 1990).
+
+A ragged scan has the attribute `live`: the place among the slices of a mask, bool [B], of the rows
+that have the step.  The body itself leaves the carries of the other rows as they are and gives
+zeros for their step results; so a step without a live row may be left out, and where no row of the
+body depends on another, the rows behind the last live one.  What a device leaves out is zero in the
+stacked results.
 """
 
 from __future__ import annotations
@@ -22,11 +28,11 @@ from typing import Any
 import numpy as np
 
 from retrograde.compiler.errors import ShapeError
-from retrograde.compiler.ir import dims
+from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.builder import Builder
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.dtypes import i64
-from retrograde.compiler.ir.expr import Expr, zeros
+from retrograde.compiler.ir.expr import Expr, as_expr, zeros
 from retrograde.compiler.ir.graph import Attrs, Graph, Node, TensorType, Value, same_type
 from retrograde.compiler.ir.op import Op, VjpContext
 from retrograde.compiler.ir.registry import Kind, lookup, register
@@ -55,6 +61,11 @@ def _infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...
     for i, (got, want) in enumerate(zip([*init, *sliced, *constants], expected, strict=True)):
         if not same_type(got, want):
             raise ShapeError(f"operand {i} is {got}, the body over {length} steps needs {want}")
+    live = attrs.get("live")
+    if live is not None:
+        mask = slices[live] if 0 <= live < len(slices) else None
+        if mask is None or mask.dtype is not dtypes.bool_ or mask.ndim != 1:
+            raise ShapeError(f"live = {live} is no slice that says of each row if it has the step")
     outputs = [v.type for v in body.outputs]
     for i, (carry, new) in enumerate(zip(carries, outputs, strict=False)):
         if not same_type(carry, new):
@@ -217,7 +228,8 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
     carried = [g for i, g in zip(split.of, totals, strict=True) if i < n]
     stepwise = [g for i, g in zip(split.of, totals, strict=True) if i >= n]
     sums = [zeros(body.inputs[i].type) for i in split.wrt if i >= m]
-    borders = _borders(ctx.attrs)
+    live = ctx.attrs.get("live")
+    borders = _borders(ctx.attrs, None if live is None else sliced[live])
 
     inner = Builder(split.backward.name, Expr)
     with inner:
@@ -226,10 +238,12 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
         kept = [inner.input(v.type, "kept") for v in split.backward.inputs[: split.kept]]
         xs = [inner.input(v.type, "x") for v in slices]
         d_ys = [inner.input(TensorType(g.dtype, g.shape[1:]), "d y") for g in stepwise]
-        cuts = [inner.input(TensorType(b.dtype), "border") for b in borders]
+        cuts = [inner.input(TensorType(b.dtype, b.shape[1:]), "border") for b in borders]
         fixed = [inner.input(v.type, "constant") for v in captured]
         for border in cuts:
-            d_carries = [lookup("select")(border, zeros(g.type), g) for g in d_carries]
+            d_carries = [
+                lookup("select")(_rows(border, g.ndim), zeros(g.type), g) for g in d_carries
+            ]
         results = inner.inline(split.backward, [*kept, *xs, *fixed, *d_carries, *d_ys])
         pulled = dict(zip(split.wrt, results, strict=True))
         d_xs = [pulled[i] for i in split.wrt if n <= i < m]
@@ -246,6 +260,7 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
         slices=len(residuals) + len(sliced) + len(stepwise) + len(borders),
         length=ctx.attrs["length"],
         reverse=not ctx.attrs["reverse"],
+        **({} if live is None else {"live": len(residuals) + live}),
     )  # fmt: skip
     summed = found if isinstance(found, tuple) else (found,)
     k, s = len(carried), len(carried) + len(sums)
@@ -256,16 +271,33 @@ def _vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[Expr | No
     return out
 
 
-def _borders(attrs: Attrs) -> list[Expr]:
+def _rows(flags: Expr, rank: int) -> Expr:
+    """Flags for the rows of a batch (or one for all) as they go with an array of `rank` axes."""
+    if not flags.ndim:
+        return flags
+    out: Expr = lookup("reshape")(flags, shape=(*flags.shape, *(1,) * (rank - 1)))
+    return out
+
+
+def _borders(attrs: Attrs, mask: Expr | None) -> list[Expr]:
     """Over the steps: whether the gradient that comes back to a step's results is cut, because the
-    next step begins another run of `truncate` steps.  Nothing where it never is."""
+    next step begins another run of `truncate` steps.  Nothing where it never is.
+
+    With the mask of a ragged loop, for each row: one that has both steps."""
     steps, length = attrs.get("truncate"), attrs["length"]
     if steps is None or dims.decide_le(length, steps) is True:
         return []
     index = lookup("iota")(size=length, dtype=i64)
     done = length - index if attrs["reverse"] else index + 1  # steps up to here, in their order
     more: Expr = lookup("less")(done, length)
-    return [lookup("logical_and")(lookup("equal")(done % steps, 0), more)]
+    cut = lookup("logical_and")(lookup("equal")(done % steps, 0), more)
+    if mask is None:
+        return [cut]
+    # Beside the last step there is none, and no border.
+    after = index - 1 if attrs["reverse"] else index + 1
+    after = lookup("minimum")(lookup("maximum")(after, 0), as_expr(length, i64) - 1)
+    both = lookup("logical_and")(mask, lookup("gather")(mask, after, axes=(0,)))
+    return [lookup("logical_and")(lookup("reshape")(cut, shape=(length, 1)), both)]
 
 
 scan = register(

@@ -42,6 +42,9 @@ class DCE:
         kept = [i for i, v in enumerate(node.outputs) if i < n or v in live]
         body = self(body.replace(outputs=tuple(body.outputs[i] for i in kept), output_names=()))
         read = {v for inner in body.nodes for v in inner.inputs} | set(body.outputs)
+        mask = node.attrs.get("live")
+        if mask is not None:  # what a device goes by, whether the body reads it or not
+            read.add(body.inputs[n + mask])
         used = [i for i, v in enumerate(body.inputs) if i < n or v in read]
         if len(kept) == len(node.outputs) and len(used) == len(node.inputs):
             return node
@@ -50,12 +53,14 @@ class DCE:
             inputs=tuple(body.inputs[i] for i in used),
             input_names=tuple(names[i] for i in used),
         )
-        slices = sum(1 for i in used if n <= i < m)
+        attrs = {**node.attrs, "body": body, "slices": sum(1 for i in used if n <= i < m)}
+        if mask is not None:
+            attrs["live"] = used.index(n + mask) - n
         return replace(
             node,
             inputs=tuple(node.inputs[i] for i in used),
             outputs=tuple(node.outputs[i] for i in kept),
-            attrs={**node.attrs, "body": body, "slices": slices},
+            attrs=attrs,
         )
 
     def _prune_cond(self, node: Node, live: set[Value]) -> Node:

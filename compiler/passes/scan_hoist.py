@@ -18,6 +18,7 @@ from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.ops.region import nested
 from retrograde.compiler.ops.scan import ARITHMETIC
 from retrograde.compiler.passes.dce import has_effect
+from retrograde.compiler.passes.ragged import Filled
 from retrograde.compiler.passes.regions import rewrite_scans
 from retrograde.compiler.passes.vectorize import can_vectorize, vectorize
 
@@ -58,6 +59,7 @@ def _plan(node: Node) -> _Plan:
     body: Graph = node.attrs["body"]
     n, m = node.attrs["carries"], node.attrs["carries"] + node.attrs["slices"]
     plan = _Plan(dict.fromkeys(body.inputs[n:m]), dict.fromkeys(body.inputs[m:]))
+    filled = Filled(node)
     for inner in body.nodes:
         if has_effect(inner) or not all(map(plan.has, inner.inputs)):
             continue
@@ -66,6 +68,8 @@ def _plan(node: Node) -> _Plan:
             continue
         if not any(flags) and any(_may_not_return(part) for part in nested(inner)):
             continue  # with no step to run there would be nothing to check, or to wait for
+        if filled.keeps_inside(inner):
+            continue
         plan.nodes.append(inner)
         (plan.stacked if any(flags) else plan.shared).update(dict.fromkeys(inner.outputs))
         if is_costly(inner) or any(v in plan.worth for v in inner.inputs):

@@ -72,6 +72,9 @@ class JoinScan:
 
 
 def _has_steps(node: Node) -> bool:
+    """Whether it is a loop to join to: not one whose steps do not all run on all rows."""
+    if node.attrs.get("live") is not None:
+        return False
     length = node.attrs["length"]
     return not isinstance(length, int) or length > 1
 

@@ -148,8 +148,13 @@ class _Lean:
         return replace(
             last,
             inputs=(*last.inputs[:k], *slices, *constants),
-            attrs={**last.attrs, "body": step, "slices": len(slices)},
+            attrs={**last.attrs, "body": step, "slices": len(slices), **self._live(slices)},
         )
+
+    def _live(self, slices: Sequence[Value]) -> dict[str, int]:
+        """Where the mask of a ragged loop is among the new slices."""
+        live = self.pair.backward.attrs.get("live")
+        return {} if live is None else {"live": slices.index(slices_of(self.pair.backward)[live])}
 
     def _read_given(self) -> list[tuple[Value, Value]]:
         """Results that are there anyway and that the repeated nodes read."""

@@ -18,6 +18,7 @@ from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value, same_type
 from retrograde.compiler.ir.registry import Kind, lookup
 from retrograde.compiler.passes.dce import DCE, has_effect
+from retrograde.compiler.passes.ragged import Filled
 from retrograde.compiler.passes.regions import rewrite_scans
 from retrograde.compiler.passes.vectorize import Vectorized, can_vectorize, vectorize
 
@@ -47,12 +48,15 @@ class _Sinking:
         self.m = self.n + node.attrs["slices"]
         self.maker = self.body.producers()
         self.users = self.body.users()
+        self.filled = Filled(node)
         self.adds = self._accumulators()
         self.inside = self._needed_inside()
         self.stacks: dict[Value, None] = {}  # values the loop computes that are wanted stacked
         self.tail: set[Node] = set()  # nodes that run behind the loop
         self.totals: dict[int, Total] = {}  # by carry
         self.results: list[int] = []  # step results that are made behind the loop
+        self.totalling = True  # not a step result, which is as well made inside
+        self.cleared = False  # what is stacked for a result that is zero where no row lives anyway
         self._choose()
 
     def _accumulators(self) -> dict[int, Value]:
@@ -89,11 +93,15 @@ class _Sinking:
                 self.stacks, self.tail = before
             else:
                 self.totals[i] = total
-        for j in range(self.n, len(self.body.outputs)):
-            v = self.body.outputs[j]
-            made = self.maker.get(v)
-            if made is None or made in self.inside or not self._takes_product(made):
+        self.totalling = False
+        made_by = {j: self.maker.get(v) for j, v in enumerate(self.body.outputs) if j >= self.n}
+        found = {j: made for j, made in made_by.items() if made is not None}
+        # Those that may be made of anything come last: others must not be made of their parts.
+        for j in sorted(found, key=lambda j: self.filled.cleared(found[j])):
+            v, made = self.body.outputs[j], found[j]
+            if made in self.inside or not self._takes_product(made):
                 continue
+            self.cleared = self.filled.cleared(made)
             before = dict(self.stacks), set(self.tail)
             if self._stack(v):
                 self.results.append(j)
@@ -121,11 +129,15 @@ class _Sinking:
             if v in self.body.inputs[: self.n]:
                 self.stacks[v] = None
             return True
-        if made in self.inside:
-            self.stacks[v] = None
-            return True
         if made in self.tail:
             return True
+        if made in self.inside and not self.filled.has_other(v, made):
+            self.stacks[v] = None
+            return True
+        free = self.cleared and not made.op.checks_data
+        if not free and self.filled.keeps_inside(made):
+            self.stacks[v] = None
+            return self.totalling
         if not all(map(self._stack, made.inputs)):
             return False
         if not can_vectorize(made, [self._over_steps(u) for u in made.inputs]):
@@ -196,8 +208,13 @@ class _Sinking:
     def _total_of_scatter(self, made: Node) -> Total | None:
         """Scatters into zeros, added up, are one scatter of all updates."""
         into, updates, *indices = made.inputs
-        if not is_zero(into, self.maker) or not all(map(self._stack, (updates, *indices))):
+        if not is_zero(into, self.maker) or not self._stack(updates):
             return None
+        for v in indices:
+            if v in self.filled.values:  # as it is: of a zero that was filled in it might not fit
+                self.stacks[v] = None
+            elif not self._stack(v):
+                return None
 
         def total(found: Vectorized) -> Expr:
             places = [found.over_steps(v) for v in indices]

@@ -21,6 +21,7 @@ from retrograde.compiler.ops.window import extent
 from retrograde.compiler.plan.fused import lower_fused
 from retrograde.compiler.plan.lower_segments import lower_replay, lower_sweep
 from retrograde.compiler.plan.matmul import matrices
+from retrograde.compiler.plan.rowwise import with_rows
 from retrograde.compiler.plan.steps import (
     BranchStep,
     CopyStep,
@@ -52,7 +53,7 @@ def lower(graph: Graph, threads: int = 1) -> Schedule:
                 lowering.checks.append(SizeCheck(lower, upper, what))
     outputs = tuple(lowering.places[v] for v in graph.outputs)
     return Schedule(
-        graph.name, tuple(lowering.steps), inputs, outputs, graph.aliases,
+        graph.name, with_rows(lowering.steps), inputs, outputs, graph.aliases,
         tuple(lowering.checks), tuple(lowering.merged),
     )  # fmt: skip
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.dims_poly import of_atom
+from retrograde.compiler.ir.dims_terms import Symbol
 from retrograde.compiler.ir.graph import Node
 from retrograde.compiler.plan.views import Operand, Storage, View
 
@@ -92,6 +94,29 @@ class LoopStep:
     updates: tuple[tuple[Operand, View], ...]  # (new carry, the carry's place)
     stacked: tuple[tuple[Operand, View], ...]  # (a turn's result, the stacked result)
     captured: tuple[View, ...]  # read by the body, defined outside
+    rows: Rows | None = None  # of a ragged loop that can leave rows out
+
+    @property
+    def mask(self) -> View | None:
+        """Of a ragged loop, which rows have which step: bool [time, batch]."""
+        live = self.node.attrs.get("live")
+        return None if live is None else self.slices[live][0]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A turn of a ragged loop on the first rows of the batch alone: the parts of a `LoopStep`, with
+    views of rows that end at the size ROWS.  Everything lies where it lies for the whole batch."""
+
+    slices: tuple[tuple[View, View], ...]
+    body: tuple[Step, ...]
+    updates: tuple[tuple[Operand, View], ...]
+    stacked: tuple[tuple[Operand, View], ...]
+    axes: tuple[int | None, ...]  # the axis of each stacked result that holds the batch
+
+
+# How many rows a turn runs, spelled `rows` in generated code.  No size of a user's has this name.
+ROWS = of_atom(Symbol("__rows__"))
 
 
 @dataclass(frozen=True, eq=False)

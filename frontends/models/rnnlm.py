@@ -25,9 +25,9 @@ from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.location import where
 from retrograde.nn import GRU, LSTM, RNN, Dropout, Embedding, Linear, Module, checks
 from retrograde.nn.initial import source
-from retrograde.nn.recurrent import steps_within
 from retrograde.nn.stacked import SequenceDropout, Stack
 from retrograde.numpy.primitives import Array
+from retrograde.ragged import steps_within
 
 CELLS: dict[str, type[RNN] | type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 

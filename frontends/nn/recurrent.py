@@ -16,10 +16,9 @@ import numpy as np
 
 import retrograde.numpy as rnp
 from retrograde import tree
-from retrograde.compiler.errors import DTypeError, ShapeError, TraceError
+from retrograde.compiler.errors import ShapeError, TraceError
 from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.dims import Dim
-from retrograde.compiler.ir.graph import same_shape
 from retrograde.compiler.ir.location import skip_frames_under, where
 from retrograde.jitted import shared_jit
 from retrograde.loops import scan
@@ -66,7 +65,7 @@ class Recurrent(Module):
         if not is_traced() and not context.at_work():
             return self._at_once(x, carry, lengths, bool(reverse))
         leaves = tree.leaves(x)
-        batch, time = _sizes(leaves)
+        batch = _sizes(leaves)[0]
         carry = self._first(batch, leaves) if carry is None else carry
         steps = tree.map(_swapped, x)
         same_keys = context.repeated()
@@ -75,19 +74,7 @@ class Recurrent(Module):
             with same_keys():
                 return self.cell(carry, x)
 
-        if lengths is None:
-            carry, y = scan(step, carry, steps, reverse=reverse)
-            return tree.map(_swapped, y), carry
-        _check_carry(carry, batch)
-        within = steps_within(lengths, batch, time)
-
-        def guarded(carry: Any, given: Any) -> Any:
-            x, alive = given
-            # 0 * NaN is NaN, in the products of the gradient too: x itself is cleared.
-            x = tree.map(lambda x: _cleared(alive, x), x)
-            return _where_alive(alive, step(carry, x), carry)
-
-        carry, y = scan(guarded, carry, (steps, within), reverse=reverse)
+        carry, y = scan(step, carry, steps, reverse=reverse, lengths=lengths)
         return tree.map(_swapped, y), carry
 
     def _at_once(self, x: Any, carry: Any, lengths: Any, reverse: bool) -> tuple[Any, Any]:
@@ -138,54 +125,3 @@ def _swapped(x: Array) -> Array:
             f"{where()}the cell's y has no batch axis: over all steps it is {checks.shown(x)}"
         )
     return rnp.swapaxes(x, 0, 1)
-
-
-def steps_within(lengths: Any, batch: Dim, time: Dim) -> Array:
-    """[time, batch]: whether a step lies within the length of its row.
-
-    A length below 0 counts as 0, one beyond `time` as `time`."""
-    given = np.asarray(lengths) if isinstance(lengths, (list, tuple)) else lengths
-    if len(given.shape) != 1 or not dims.same(given.shape[0], batch):
-        raise ShapeError(
-            f"{where()}the lengths are {checks.shown(given)}: one for each of {batch} rows"
-        )
-    if not dtypes.dtype(given.dtype).is_integer:
-        raise DTypeError(f"{where()}the lengths are {checks.shown(given)}: they are integers")
-    return rnp.less(rnp.reshape(rnp.arange(time), (time, 1)), given)
-
-
-def _check_carry(carry: Any, batch: Dim) -> None:
-    for c, path in zip(tree.leaves(carry), tree.paths(carry), strict=True):
-        shape = getattr(c, "shape", ())
-        if not shape or not dims.same(shape[0], batch):
-            name = f"carry.{path}" if path else "carry"
-            raise ShapeError(
-                f"{where()}with lengths the carry of a row stays where the row ends, so all of it "
-                f"has the batch, {batch}, as its first axis: {name} has the shape "
-                f"[{', '.join(map(str, shape))}]"
-            )
-
-
-def _where_alive(alive: Array, result: Any, carry: Any) -> Any:
-    """What a cell returned, with the old carry and zeros in the rows that have ended."""
-    if not (isinstance(result, tuple) and len(result) == 2):
-        return result  # scan says what it should be
-    after, y = result
-    if tree.structure(after) == tree.structure(carry):
-        after = tree.map(lambda new, old: _unless_ended(alive, new, old), after, carry)
-    return after, tree.map(lambda y: _cleared(alive, y), y)
-
-
-def _unless_ended(alive: Array, new: Any, old: Array) -> Any:
-    if not same_shape(getattr(new, "shape", old.shape), old.shape):
-        return new  # scan names the leaf; a selection would stretch it
-    kept = rnp.where(_rows(alive, old), new, old)
-    return kept if rnp.result_type(new, old.dtype) == old.dtype else new
-
-
-def _cleared(alive: Array, x: Array) -> Array:
-    return rnp.where(_rows(alive, x), x, rnp.zeros_like(x))
-
-
-def _rows(alive: Array, x: Array) -> Array:
-    return rnp.reshape(alive, (alive.shape[0], *(1,) * (len(x.shape) - 1)))
