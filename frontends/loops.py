@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from retrograde import tree
+from retrograde import scopes, tree
 from retrograde.compiler.errors import DTypeError, ShapeError, TraceError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.builder import current
@@ -19,6 +19,7 @@ from retrograde.compiler.ir.expr import Expr, apply, cast
 from retrograde.compiler.ir.graph import TensorType, same_shape, same_type
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.registry import lookup
+from retrograde.compiler.passes.dce import has_effect
 from retrograde.custom import stop_gradient
 from retrograde.eager_mode import EagerBuilder
 from retrograde.jitted import shared_jit
@@ -60,12 +61,23 @@ def scan(
             length = size_of("length", length)
         out: tuple[Any, Any] = shared_jit(body, ("scan", length, reverse, truncate), call)(init, xs)
         return out
-    init, xs = lifted((init, xs))
+    init, xs, body = *lifted((init, xs)), again(body)
     slices, structure = tree.flatten(xs)
     steps = _length([expression(x, "what scan runs over") for x in slices], tree.paths(xs), length)
     if isinstance(current(), EagerBuilder):
         return _one_by_one(body, init, xs, int(steps), reverse, steps_back)
     return _scan(body, init, slices, structure, steps, reverse, steps_back)
+
+
+def again(body: Callable[..., Any]) -> Callable[..., Any]:
+    """`body`, whose modules draw the same dropout masks each time that it is called."""
+    same_keys = scopes.repeated()
+
+    def called(*args: Any) -> Any:
+        with same_keys():
+            return body(*args)
+
+    return called
 
 
 def _length(slices: list[Expr], paths: list[str], length: Dim | None) -> Dim:
@@ -132,7 +144,7 @@ def _scan(
         "body": made.graph, "carries": n, "slices": len(xs), "length": steps, "reverse": reverse,
         **({} if steps_back is None else {"truncate": steps_back}),
     }  # fmt: skip
-    if not made.graph.outputs:
+    if not made.graph.outputs and not any(map(has_effect, made.graph.nodes)):
         return init, tree.unflatten(made.structure, [])[1]
     results = apply(lookup("scan"), [*entering, *xs, *made.captured], attrs)
     out: tuple[Any, Any] = tree.unflatten(

@@ -69,14 +69,8 @@ class Recurrent(Module):
         batch, time = _sizes(leaves)
         carry = self._first(batch, leaves) if carry is None else carry
         steps = tree.map(_swapped, x)
-        same_keys = context.repeated()
-
-        def step(carry: Any, x: Any) -> Any:
-            with same_keys():
-                return self.cell(carry, x)
-
         if lengths is None:
-            carry, y = scan(step, carry, steps, reverse=reverse)
+            carry, y = scan(self.cell, carry, steps, reverse=reverse)
             return tree.map(_swapped, y), carry
         _check_carry(carry, batch)
         within = steps_within(lengths, batch, time)
@@ -85,7 +79,7 @@ class Recurrent(Module):
             x, alive = given
             # 0 * NaN is NaN, in the products of the gradient too: x itself is cleared.
             x = tree.map(lambda x: _cleared(alive, x), x)
-            return _where_alive(alive, step(carry, x), carry)
+            return _where_alive(alive, self.cell(carry, x), carry)
 
         carry, y = scan(guarded, carry, (steps, within), reverse=reverse)
         return tree.map(_swapped, y), carry

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import retrograde as rg
+import retrograde.numpy as rnp
 from retrograde.compiler.ir.interpreter import evaluate
 from retrograde.traces import Declared
 from tests.frontends.cell_family import (
@@ -29,6 +30,7 @@ from tests.frontends.cell_family import (
 )
 
 LENGTHS = 0, 1, 2, 5, 9, 17
+EXAMPLES = settings().max_examples  # of the profile: `make fuzz` asks for more
 STEPS = rg.dim("T", min=0)
 
 
@@ -104,7 +106,49 @@ def check(cell: Cell, lengths: tuple[int, ...]) -> None:
     compare(rg.compile(step, *arrays)(*arrays), wanted[fixed])
 
 
-@settings(max_examples=60)
+@settings(max_examples=EXAMPLES)
 @given(cells(), st.sampled_from(LENGTHS[:3]), st.sampled_from(LENGTHS[3:]))
 def test_any_cell(cell: Cell, few: int, many: int) -> None:
     check(cell, (few, many))
+
+
+def directions(floats: list[Array]) -> list[Array]:
+    draw = np.random.default_rng(5)
+    return [np.asarray(draw.normal(size=x.shape)) for x in floats]
+
+
+def hessian_products(loop: Any, cell: Cell) -> Any:
+    """(float leaves, other leaves, directions) -> the Hessian times the directions, twice over."""
+    form = data(cell, 1)[2]
+    loss = loss_with(loop, cell)
+
+    def gradient(floats: Any, others: Any) -> Any:
+        return rg.grad(lambda floats: loss(floats, others, form)[0])(floats)
+
+    def both(floats: Any, others: Any, toward: Any) -> Any:
+        value, tangent = rg.jvp(lambda floats: gradient(floats, others), (floats,), (toward,))
+
+        def along(floats: Any) -> Any:
+            parts = zip(gradient(floats, others), toward, strict=True)
+            return sum((rnp.sum(g * v) for g, v in parts), rnp.zeros((), "f64"))
+
+        return value, tangent, rg.grad(along)(floats)
+
+    return both
+
+
+@settings(max_examples=EXAMPLES // 2)
+@given(cells(longest=4), st.sampled_from((0, 1, 2, 5)))
+def test_second_derivatives(cell: Cell, steps: int) -> None:
+    floats, others, _ = data(cell, steps)
+    toward = directions(floats)
+    with rg.eager():
+        wanted = rg.tree.map(
+            np.asarray, hessian_products(unrolled, cell)(floats, others, toward)
+        )
+    declared, rest, _ = specs(cell)
+    compiled = rg.compile(hessian_products(scanned, cell), declared, rest, declared)
+    for found, truth in zip(compiled(floats, others, toward), wanted, strict=True):
+        scale = max(np.abs(g).max(initial=1e-300) for g in truth)
+        for a, b in zip(found, truth, strict=True):
+            assert_close(a, b, scale)
