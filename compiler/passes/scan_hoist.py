@@ -2,7 +2,8 @@
 
 Graph -> Graph.  The per-step op becomes one op over all steps: an input projection is then one
 matrix product over T*B rows, gathers and embeddings are batched.  It knows no cell: whatever has a
-batching rule and does not depend on a carry goes.  Invariant: same values; cheap arithmetic on
+batching rule and does not depend on a carry goes; a carry that never changes is a constant.
+Invariant: same values; cheap arithmetic on
 slices stays inside, where it costs no memory.
 """
 
@@ -19,6 +20,7 @@ from retrograde.compiler.ops.region import nested
 from retrograde.compiler.ops.scan import ARITHMETIC
 from retrograde.compiler.passes.dce import has_effect
 from retrograde.compiler.passes.regions import rewrite_scans
+from retrograde.compiler.passes.scan_carries import frozen
 from retrograde.compiler.passes.vectorize import can_vectorize, vectorize
 
 
@@ -38,7 +40,7 @@ class HoistScan:
 
 
 def _emit(node: Node, builder: Builder, renamed: dict[Value, Value]) -> None:
-    builder.append(_hoist(node, builder, renamed))
+    builder.append(_hoist(frozen(node, renamed), builder, renamed))
 
 
 @dataclass

@@ -300,7 +300,7 @@ def loop_in_loop(o: _Operands) -> None:
         h, _ = rg.scan(lambda h, _: (squash(h + row), None), h, length=INNER)
         return (h, n + 1), h * n.astype("f64")
 
-    (h, n), ys = rg.scan(middle, (h, rnp.asarray(np.int32(0))), rnp.broadcast_to(x, (2, B, D)))
+    (h, _), ys = rg.scan(middle, (h, rnp.asarray(np.int32(0))), rnp.broadcast_to(x, (2, B, D)))
     o.put("rows", h, 0.3 * ys[1])
 
 
@@ -385,13 +385,13 @@ def constant(o: _Operands) -> None:
     o.put("scalars", rnp.full((), 0.5, "f64"))
 
 
-def cells(names: tuple[str, ...] = tuple(INSTRUCTIONS), longest: int = 7) -> st.SearchStrategy[Cell]:
-    """Cells of up to `longest` of these instructions."""
+def cells(longest: int = 7) -> st.SearchStrategy[Cell]:
+    """Cells of up to `longest` instructions."""
     number = st.integers(0, 9)
     kind = st.sampled_from(KINDS)
     carried = st.lists(kind, min_size=1, max_size=4).filter(lambda c: set(c) & {"rows", "scalars"})
     read = st.lists(st.sampled_from([*KINDS[:4], "inner"]), max_size=4)
-    step = st.tuples(st.sampled_from(names), st.tuples(*[number] * 4))
+    step = st.tuples(st.sampled_from(list(INSTRUCTIONS)), st.tuples(*[number] * 4))
 
     def counted(kinds: list[str]) -> tuple[tuple[str, int], ...]:
         return tuple((k, kinds.count(k)) for k in (*KINDS, "inner") if k in kinds)
