@@ -485,7 +485,7 @@ def loss_with(loop: Loop, cell: Cell) -> Callable[..., Any]:
     and step results that count are weighed each with a number of its own."""
 
     def loss(floats: list[Any], others: list[Any], structure: Any) -> Any:
-        w, carry, xs = joined(floats, others, structure)
+        w, carry, xs = rg.tree.map(rnp.asarray, joined(floats, others, structure))
         carry = {k: [squash(x @ w["m0"]) if k == "rows" else x for x in v]
                  for k, v in carry.items()}  # fmt: skip
         last, ys = loop(cell, w, carry, xs, cell.reverse)

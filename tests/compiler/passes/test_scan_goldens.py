@@ -119,7 +119,7 @@ def test_golden(name: str, golden: Golden) -> None:
     fn, specs, wrt, in_loops, moved = CASES[name]
     traced = rg.trace(rg.value_and_grad(fn, argnums=wrt), *specs)
     before = run(traced, DCE(), Expand(), Simplify(), CSE(), DCE())
-    after = run(before, HoistScan(), SinkScan(), CSE(), Simplify(), DCE())
+    after = run(before, SinkScan(), HoistScan(), CSE(), Simplify(), DCE())
     assert (counts(before), counts(after)) == (in_loops, moved)
     for when, graph in (("before", before), ("after", after)):
         golden(f"passes/scan_{name}.{when}.ir", plain(graph) + "\n")
