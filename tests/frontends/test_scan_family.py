@@ -45,9 +45,11 @@ def specs(cell: Cell) -> Any:
     xs = rg.tree.map(lambda x: rg.spec(x.dtype.name, STEPS, *x.shape[1:]), xs)
     leaves = rg.tree.leaves((w, carry, xs))
     types = [x if isinstance(x, rg.Spec) else rg.spec(x.dtype.name, *x.shape) for x in leaves]
-    return [t for t, f in zip(types, form[1], strict=True) if f], [
-        t for t, f in zip(types, form[1], strict=True) if not f
-    ], form
+    return (
+        [t for t, f in zip(types, form[1], strict=True) if f],
+        [t for t, f in zip(types, form[1], strict=True) if not f],
+        form,
+    )
 
 
 def step_of(loop: Any, cell: Cell) -> Any:
@@ -143,9 +145,7 @@ def test_second_derivatives(cell: Cell, steps: int) -> None:
     floats, others, _ = data(cell, steps)
     toward = directions(floats)
     with rg.eager():
-        wanted = rg.tree.map(
-            np.asarray, hessian_products(unrolled, cell)(floats, others, toward)
-        )
+        wanted = rg.tree.map(np.asarray, hessian_products(unrolled, cell)(floats, others, toward))
     declared, rest, _ = specs(cell)
     compiled = rg.compile(hessian_products(scanned, cell), declared, rest, declared)
     for found, truth in zip(compiled(floats, others, toward), wanted, strict=True):
