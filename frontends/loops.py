@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from retrograde import scopes, tree
 from retrograde.compiler.errors import DTypeError, ShapeError, TraceError
 from retrograde.compiler.ir import dims
@@ -51,7 +53,12 @@ def scan(
     Williams & Peng 1990).  The default is what `compile_training(truncate=…)` says, else no cut.
 
     Raises ShapeError or DTypeError where a carry changes its type, naming the leaf."""
-    steps_back = truncation(truncate)
+    if not isinstance(reverse, (bool, np.bool_)):
+        raise TraceError(
+            f"{where()}scan: reverse is a {type(reverse).__name__}, and must be True or False when "
+            "the loop is traced: choose between two loops with rg.cond"
+        )
+    reverse, steps_back = bool(reverse), truncation(truncate)
     if not is_traced():
 
         def call(init: Any, xs: Any) -> Any:
@@ -108,7 +115,7 @@ def _scan(
     steps_back: int | None = None,
 ) -> tuple[Any, Any]:  # fmt: skip
     leaves, carried = tree.flatten(init)
-    paths = [f"carry.{p}" if p else "carry" for p in tree.names(carried)]
+    paths = _paths(carried)
     entering = [expression(x, path) for x, path in zip(leaves, paths, strict=True)]
     weak = [x.weak for x in entering]
     entering = [strong(x) for x in entering]
@@ -120,12 +127,7 @@ def _scan(
         carry, x = tree.unflatten(carried, inner[:n]), tree.unflatten(structure, inner[n:])
         with truncated(None):
             result = body(carry, x)
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise TraceError(
-                f"{where()}the body of scan must return (carry, y), y may be None; it returned a "
-                f"{type(result).__name__}"
-            )
-        after, y = result
+        after, y = _pair(result)
         return matched(after, carried, inner[:n], paths, weak), tree.map(_output, y)
 
     def traced() -> Traced:
@@ -151,6 +153,21 @@ def _scan(
         made.structure, list(results) if isinstance(results, tuple) else [results]
     )
     return tree.unflatten(carried, tree.leaves(out[0])), out[1]
+
+
+def _paths(carried: tree.TreeDef) -> list[str]:
+    return [f"carry.{p}" if p else "carry" for p in tree.names(carried)]
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+    """What a body returned, as (carry, y)."""
+    if isinstance(result, tuple) and len(result) == 2:
+        return result
+    size = f" of {len(result)}" if isinstance(result, (tuple, list)) else ""
+    raise TraceError(
+        f"{where()}the body of scan must return a tuple (carry, y), y may be None; it returned a "
+        f"{type(result).__name__}{size}"
+    )
 
 
 class Wider(Exception):
@@ -212,17 +229,50 @@ def _one_by_one(
     if steps == 0:  # only the types of the results are left to find
         leaves, structure = tree.flatten(xs)
         return _scan(body, init, leaves, structure, 0, reverse)
-    carry = tree.map(lambda x: strong(expression(x)), init)
-    rows: list[Any] = [None] * steps
+    leaves, carried = tree.flatten(init)
+    paths = _paths(carried)
+    found = [expression(x, path) for x, path in zip(leaves, paths, strict=True)]
+    carry, weak = [strong(x) for x in found], [x.weak for x in found]
+
+    def turn(t: int) -> tuple[list[Expr], Any]:
+        with truncated(None):
+            result = body(tree.unflatten(carried, carry), tree.map(lambda x: _row(x, t), xs))
+        after, y = _pair(result)
+        return matched(after, carried, carry, paths, weak), tree.map(_output, y)
+
+    rows: dict[int, Any] = {}
     for done in range(steps):
         t = steps - 1 - done if reverse else done
         if steps_back is not None and done and done % steps_back == 0:
             carry = stop_gradient(carry)
-        with truncated(None):
-            carry, rows[t] = body(carry, tree.map(lambda x, t=t: _row(x, t), xs))
-    _, structure = tree.flatten(rows[0])
-    columns = zip(*(tree.leaves(row) for row in rows), strict=True)
-    return carry, tree.unflatten(structure, [_stacked(column) for column in columns])
+        try:
+            carry, rows[t] = turn(t)
+        except Wider as wider:
+            carry = [cast(x, d) for x, d in zip(carry, wider.dtypes, strict=True)]
+            weak = [False] * len(carry)
+            carry, rows[t] = turn(t)
+        weak = [False] * len(carry)
+    return tree.unflatten(carried, carry), _columns([rows[t] for t in range(steps)])
+
+
+def _columns(rows: list[Any]) -> Any:
+    """The step results stacked, leaf by leaf; they must be alike."""
+    flat = [tree.flatten(row) for row in rows]
+    first, structure = flat[0]
+    for t, (leaves, other) in enumerate(flat):
+        if other != structure:
+            raise ShapeError(
+                f"{where()}the step results of scan have another structure at step {t} than at "
+                f"step 0: {tree.difference(structure, other)}"
+            )
+        for x, y, path in zip(first, leaves, tree.names(structure), strict=True):
+            if not same_type(x.type, y.type):
+                label = f"y.{path}" if path else "y"
+                raise ShapeError(
+                    f"{where()}{label} of scan is {x.type} at step 0 and {y.type} at step {t}"
+                )
+    columns = zip(*(leaves for leaves, _ in flat), strict=True)
+    return tree.unflatten(structure, [_stacked(column) for column in columns])
 
 
 def _row(x: Any, t: int) -> Any:
@@ -231,7 +281,6 @@ def _row(x: Any, t: int) -> Any:
 
 
 def _stacked(column: Any) -> Expr:
-    rows = [_output(x) for x in column]
-    rows = [apply(lookup("reshape"), (x,), {"shape": (1, *x.shape)}) for x in rows]
+    rows = [apply(lookup("reshape"), (x,), {"shape": (1, *x.shape)}) for x in column]
     out: Expr = apply(lookup("concatenate"), rows, {"axis": 0})
     return out

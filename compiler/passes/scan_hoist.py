@@ -32,7 +32,7 @@ def is_costly(node: Node) -> bool:
 
 
 def is_work(node: Node) -> bool:
-    """Whether an op that is the same in every step does anything: one array instead of one a step."""
+    """Whether an op that is the same in every step does anything but show its operand anew."""
     views = ("reshape", "transpose", "broadcast_to", "slice", "flip")
     return node.op.kind is not Kind.CREATE and node.op.name not in views
 

@@ -142,10 +142,11 @@ class _Sinking:
             self.stacks[v] = None
             return True
         before = dict(self.stacks), set(self.tail)
-        if all(map(self._stack, made.inputs)):
-            if can_vectorize(made, [u in self.varying for u in made.inputs]):
-                self.tail.add(made)
-                return True
+        if can_vectorize(made, [u in self.varying for u in made.inputs]) and all(
+            map(self._stack, made.inputs)
+        ):
+            self.tail.add(made)
+            return True
         if inside:
             self.stacks, self.tail = before
             self.stacks[v] = None

@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed (make peers)")
 
-from benchmarks import lstm_step, retrograde_lstm  # noqa: E402  # after torch is known to be there
-from benchmarks.measure import Timing  # noqa: E402
-from benchmarks.peers import jax_lstm, torch_lstm  # noqa: E402
-from benchmarks.problem import LSTMProblem  # noqa: E402
+from benchmarks import lstm_step, retrograde_lstm  # after torch is known to be there
+from benchmarks.measure import Timing
+from benchmarks.peers import jax_lstm, torch_lstm
+from benchmarks.problem import LSTMProblem
 
 PROBLEM = LSTMProblem(length=7, batch=3, width=5, vocab=11, clip_norm=0.2)
 HAS_JAX = importlib.util.find_spec("jax") is not None

@@ -219,7 +219,8 @@ def test_no_weight_is_there_for_every_step(name: str) -> None:
 
 
 def test_weights_that_the_body_changes_first() -> None:
-    """Scaled, masked, joined, cut and padded: once before the loop, and the gradient once behind."""
+    """Scaled, masked, joined, cut, padded: once before the loop, and the gradient once behind."""
+
     def loss(w: Any, head: Any, xs: Any) -> Any:
         def body(h: Any, x: Any) -> Any:
             both = rnp.concatenate([0.5 * w, rnp.tanh(w)], axis=1)
@@ -234,10 +235,10 @@ def test_weights_that_the_body_changes_first() -> None:
         return loss(given[0], given[1], xs)
 
     graph = gradient_graph(both, (WEIGHT, HEAD), XS)
+    of_weights = {(D, D), (D, 2 * D), (D, 5)}
     for nodes in inside(graph):
-        of_weights = [n.op.name for n in nodes if n.outputs[0].shape in ((D, D), (D, 2 * D), (D, 5))]
-        assert of_weights == []
-    assert not {(D, D), (D, 2 * D), (D, 5)} & set(over_steps(graph))
+        assert [n.op.name for n in nodes if n.outputs[0].shape in of_weights] == []
+    assert not of_weights & set(over_steps(graph))
 
 
 def test_a_weight_that_the_recurrence_needs_changed_is_not_stacked() -> None:
