@@ -68,7 +68,7 @@ def scan(
             length = size_of("length", length)
         out: tuple[Any, Any] = shared_jit(body, ("scan", length, reverse, truncate), call)(init, xs)
         return out
-    init, xs, body = *lifted((init, xs)), again(body)
+    (init, xs), body = lifted((init, xs)), again(body)
     slices, structure = tree.flatten(xs)
     steps = _length([expression(x, "what scan runs over") for x in slices], tree.paths(xs), length)
     if isinstance(current(), EagerBuilder):

@@ -28,12 +28,13 @@ class LSTM(nn.Module):
         self.layer = None
         if cell == "library":
             self.layer = nn.LSTM(problem.width, problem.width)
+            own = dict(self.layer.named_parameters())
             with torch.no_grad():
-                self.layer.weight_ih_l0.copy_(weights.pop("input").T)
-                self.layer.weight_hh_l0.copy_(weights.pop("hidden").T)
-                self.layer.bias_ih_l0.copy_(weights.pop("bias"))
-                self.layer.bias_hh_l0.zero_()  # the problem has one bias
-            self.layer.bias_hh_l0.requires_grad_(False)
+                own["weight_ih_l0"].copy_(weights.pop("input").T)
+                own["weight_hh_l0"].copy_(weights.pop("hidden").T)
+                own["bias_ih_l0"].copy_(weights.pop("bias"))
+                own["bias_hh_l0"].zero_()  # the problem has one bias
+            own["bias_hh_l0"].requires_grad_(False)
         for name, x in weights.items():
             self.register_parameter(name, nn.Parameter(x))
 
@@ -56,7 +57,7 @@ class LSTM(nn.Module):
 
     def gradients(self) -> dict[str, Any]:
         """After a backward pass, under the names and in the layout of the problem."""
-        found = {name: p.grad for name, p in self.named_parameters() if p.requires_grad}
+        found = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
         if self.layer is not None:
             found["input"] = found.pop("layer.weight_ih_l0").T
             found["hidden"] = found.pop("layer.weight_hh_l0").T

@@ -94,10 +94,10 @@ class _Sinking:
 
     def _choose(self) -> None:
         for i, g in self.adds.items():
-            before = dict(self.stacks), set(self.tail), dict(self.known)
+            before, known = (dict(self.stacks), set(self.tail)), dict(self.known)
             total = self._total(g)
             if total is None:
-                self.stacks, self.tail, self.known = before
+                (self.stacks, self.tail), self.known = before, known
             else:
                 self.totals[i] = total
         for j in range(self.n, len(self.body.outputs)):
