@@ -4,7 +4,7 @@
 #   make train    train the default language model       make lint     ruff and the import rules
 #   make test     lint, types and the test suite         make types    mypy --strict
 #   make peers    install torch for the tests in tests/peers (also: make test PEERS=1)
-#   make bench    one step beside PyTorch                make fuzz     the property tests, for longer
+#   make bench    a GPT and an LSTM beside PyTorch       make fuzz     the property tests, for longer
 #   make docs     the generated pages, and what the blocks of all pages print
 #   make clean    remove everything that was made here
 
@@ -41,6 +41,7 @@ peers: $(VENV)/peers.stamp
 
 bench: $(VENV)/peers.stamp
 	$(BIN)/python -m benchmarks.gpt_step $(ARGS)
+	$(BIN)/python -m benchmarks.lstm_step $(LSTM_ARGS)
 
 fuzz: $(VENV)/test.stamp
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --hypothesis-profile=fuzz --timeout=3600 $(ARGS)

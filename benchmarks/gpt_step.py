@@ -10,7 +10,6 @@ Ratios are to the first PyTorch row. benchmarks/measure.py defines every column.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -18,10 +17,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.measure import Entry, Memory, Timing, measure_memory, measure_times
+from benchmarks.measure import Memory, Timing, measure_memory, measure_times
 from benchmarks.problem import GPTProblem
+from benchmarks.table import entries_of, full_table, installed, memory_ratio, time_ratio
 
 TORCH = "benchmarks.peers.torch_gpt:contender"
 RETROGRADE = "benchmarks.retrograde_gpt:contender"
@@ -33,7 +32,6 @@ CONTENDERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "torch-manual": ("torch", TORCH, {"attention": "manual"}),
 }
 BASE = "torch"
-MIB = 2**20
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -51,71 +49,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def entries_for(names: Sequence[str], problem: GPTProblem, threads: int) -> list[Entry]:
-    """How to build each named contender for the problem."""
-    entries = []
-    for name in names:
-        _, factory, options = CONTENDERS[name]
-        entries.append(Entry(name, factory, (problem,), (problem.tiny(),), options, threads))
-    return entries
-
-
-def installed(names: Sequence[str], console: Console) -> list[str]:
-    """The names whose library is there; the others are named aloud."""
-    missing = [name for name in names if importlib.util.find_spec(CONTENDERS[name][0]) is None]
-    for name in missing:
-        console.print(f"{name}: {CONTENDERS[name][0]} is not installed, left out")
-    return [name for name in names if name not in missing]
-
-
-def table_of(title: str, timings: Sequence[Timing], memories: Sequence[Memory]) -> Table:
-    table = Table(title=title)
-    for heading in (
-        "step",
-        "median ms",
-        "best ms",
-        "time ratio",
-        "activation MiB",
-        "memory ratio",
-        "persistent MiB",
-        "baseline MiB",
-        "high water MiB",
-        "outside MiB",
-        "planned MiB",
-    ):
-        table.add_column(heading, justify="left" if heading == "step" else "right")
-    for timing, memory in zip(timings, memories, strict=True):
-        planned = memory.planned_peak_bytes
-        table.add_row(
-            timing.name,
-            f"{timing.median * 1e3:.2f}",
-            f"{timing.minimum * 1e3:.2f}",
-            _ratio(*time_ratio(timing.name, timings)),
-            f"{memory.activation_bytes / MIB:.2f}",
-            _ratio(*memory_ratio(memory.name, memories)),
-            f"{memory.persistent_bytes / MIB:.2f}",
-            f"{memory.baseline_bytes / MIB:.1f}",
-            f"{memory.high_water_bytes / MIB:.1f}",
-            f"{memory.traced_peak_bytes / MIB:.3f}",
-            "-" if planned is None else f"{planned / MIB:.2f}",
-        )
-    return table
-
-
-def _ratio(own: float, base: float | None) -> str:
-    return "-" if base is None else f"{own / base:.3f}"
-
-
-def time_ratio(name: str, timings: Sequence[Timing]) -> tuple[float, float | None]:
-    medians = {timing.name: timing.median for timing in timings}
-    return medians[name], medians.get(BASE)
-
-
-def memory_ratio(name: str, memories: Sequence[Memory]) -> tuple[float, float | None]:
-    activations = {memory.name: float(memory.activation_bytes) for memory in memories}
-    return activations[name], activations.get(BASE)
-
-
 def failures(
     arguments: argparse.Namespace, timings: Sequence[Timing], memories: Sequence[Memory]
 ) -> list[str]:
@@ -127,7 +60,8 @@ def failures(
     names = {timing.name for timing in timings}
     if not {"retrograde", BASE} <= names:
         return [f"a limit needs both retrograde and {BASE} in the run"]
-    own, base = time_ratio("retrograde", timings), memory_ratio("retrograde", memories)
+    own = time_ratio("retrograde", timings, BASE)
+    base = memory_ratio("retrograde", memories, BASE)
     found = {what: pair[0] / pair[1] for what, pair in (("time", own), ("memory", base)) if pair[1]}
     return [
         f"{what} ratio {found[what]:.3f} is above {limit}"
@@ -141,11 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = {f.name: getattr(options, f.name) for f in fields(GPTProblem) if f.name in options}
     problem = GPTProblem(**sizes)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    names = installed(options.only or ["retrograde", BASE], console)
-    entries = entries_for(names, problem, options.threads)
+    names = installed(CONTENDERS, options.only or ["retrograde", BASE], console)
+    entries = entries_of(CONTENDERS, names, problem, problem.tiny(), options.threads)
     memories = [measure_memory(entry) for entry in entries]
     timings = measure_times(entries, rounds=options.rounds, steps=options.steps)
-    console.print(table_of(f"{problem}, {options.threads} threads", timings, memories))
+    title = f"{problem}, {options.threads} threads"
+    console.print(full_table(title, timings, memories, BASE))
     if options.json is not None:
         record = {
             "problem": asdict(problem),

@@ -50,8 +50,8 @@ ALGEBRA: tuple[Stage, ...] = (
     ("cse", CSE()),
 )
 LOOPS: tuple[Stage, ...] = (
-    ("hoist", HoistScan()),
     ("sink", SinkScan()),
+    ("hoist", HoistScan()),
     ("cse-again", CSE()),
     ("simplify-again", Simplify()),
     ("rows", RowProducts()),

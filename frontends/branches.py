@@ -23,7 +23,7 @@ from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.registry import lookup
 from retrograde.eager_mode import EagerBuilder, EagerTracer, array_of
 from retrograde.jitted import shared_jit
-from retrograde.loops import Wider, fits, matched
+from retrograde.loops import Wider, again, fits, matched
 from retrograde.tracer import Tracer
 from retrograde.tracing import (
     Traced,
@@ -216,7 +216,7 @@ def while_loop(condition: Function, body: Function, init: Any) -> Any:
         raise ShapeError(f"{where()}rg.while_loop needs a carry, which its condition tests")
     paths = [f"carry.{p}" if p else "carry" for p in tree.names(structure)]
     found = [expression(x, path) for x, path in zip(leaves, paths, strict=True)]
-    loop = _Loop(condition, body, structure, paths, [x.weak for x in found])
+    loop = _Loop(again(condition), again(body), structure, paths, [x.weak for x in found])
     entering = [strong(x) for x in found]
     builder = current()
     # What is recorded for a gradient is the loop, which has none, and not the turns it took.

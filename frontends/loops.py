@@ -6,11 +6,12 @@ and what it uses from outside.  Invariant: a carry leaves the body as the type t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from retrograde import tree
+from retrograde import scopes, tree
 from retrograde.compiler.errors import DTypeError, ShapeError, TraceError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.builder import current
@@ -20,6 +21,7 @@ from retrograde.compiler.ir.expr import Expr, apply, cast
 from retrograde.compiler.ir.graph import TensorType, same_shape, same_type
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.registry import lookup
+from retrograde.compiler.passes.dce import has_effect
 from retrograde.custom import stop_gradient
 from retrograde.eager_mode import EagerBuilder
 from retrograde.jitted import shared_jit
@@ -65,7 +67,12 @@ def scan(
 
     Raises ShapeError or DTypeError where a carry changes its type, or has no batch with `lengths`,
     naming the leaf."""
-    steps_back = truncation(truncate)
+    if not isinstance(reverse, (bool, np.bool_)):
+        raise TraceError(
+            f"{where()}scan: reverse is a {type(reverse).__name__}, and must be True or False when "
+            "the loop is traced: choose between two loops with rg.cond"
+        )
+    reverse, steps_back = bool(reverse), truncation(truncate)
     if not is_traced():
 
         def call(init: Any, xs: Any, lengths: Any = None) -> Any:
@@ -79,7 +86,7 @@ def scan(
         ends = () if lengths is None else (np.asarray(lengths),)
         out: tuple[Any, Any] = run(init, xs, *ends)
         return out
-    init, xs = lifted((init, xs))
+    (init, xs), body = lifted((init, xs)), again(body)
     steps = _steps(xs, length)
     live = None
     if lengths is not None:
@@ -94,6 +101,17 @@ def scan(
 def _steps(xs: Any, length: Dim | None) -> Dim:
     slices = [expression(x, "what scan runs over") for x in tree.leaves(xs)]
     return _length(slices, tree.paths(xs), length)
+
+
+def again(body: Callable[..., Any]) -> Callable[..., Any]:
+    """`body`, whose modules draw the same dropout masks each time that it is called."""
+    same_keys = scopes.repeated()
+
+    def called(*args: Any) -> Any:
+        with same_keys():
+            return body(*args)
+
+    return called
 
 
 def _length(slices: list[Expr], paths: list[str], length: Dim | None) -> Dim:
@@ -125,7 +143,7 @@ def _scan(
 ) -> tuple[Any, Any]:  # fmt: skip
     """The node; `live` is the place among the slices of the mask of rows that have the step."""
     leaves, carried = tree.flatten(init)
-    paths = [f"carry.{p}" if p else "carry" for p in tree.names(carried)]
+    paths = _paths(carried)
     entering = [expression(x, path) for x, path in zip(leaves, paths, strict=True)]
     weak = [x.weak for x in entering]
     entering = [strong(x) for x in entering]
@@ -137,12 +155,7 @@ def _scan(
         carry, x = tree.unflatten(carried, inner[:n]), tree.unflatten(structure, inner[n:])
         with truncated(None):
             result = body(carry, x)
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise TraceError(
-                f"{where()}the body of scan must return (carry, y), y may be None; it returned a "
-                f"{type(result).__name__}"
-            )
-        after, y = result
+        after, y = _pair(result)
         return matched(after, carried, inner[:n], paths, weak), tree.map(_output, y)
 
     def traced() -> Traced:
@@ -162,13 +175,28 @@ def _scan(
         **({} if steps_back is None else {"truncate": steps_back}),
         **({} if live is None else {"live": live}),
     }  # fmt: skip
-    if not made.graph.outputs:
+    if not made.graph.outputs and not any(map(has_effect, made.graph.nodes)):
         return init, tree.unflatten(made.structure, [])[1]
     results = apply(lookup("scan"), [*entering, *xs, *made.captured], attrs)
     out: tuple[Any, Any] = tree.unflatten(
         made.structure, list(results) if isinstance(results, tuple) else [results]
     )
     return tree.unflatten(carried, tree.leaves(out[0])), out[1]
+
+
+def _paths(carried: tree.TreeDef) -> list[str]:
+    return [f"carry.{p}" if p else "carry" for p in tree.names(carried)]
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+    """What a body returned, as (carry, y)."""
+    if isinstance(result, tuple) and len(result) == 2:
+        return result
+    size = f" of {len(result)}" if isinstance(result, (tuple, list)) else ""
+    raise TraceError(
+        f"{where()}the body of scan must return a tuple (carry, y), y may be None; it returned a "
+        f"{type(result).__name__}{size}"
+    )
 
 
 class Wider(Exception):
@@ -230,17 +258,50 @@ def _one_by_one(
     if steps == 0:  # only the types of the results are left to find
         leaves, structure = tree.flatten(xs)
         return _scan(body, init, leaves, structure, 0, reverse)
-    carry = tree.map(lambda x: strong(expression(x)), init)
-    rows: list[Any] = [None] * steps
+    leaves, carried = tree.flatten(init)
+    paths = _paths(carried)
+    found = [expression(x, path) for x, path in zip(leaves, paths, strict=True)]
+    carry, weak = [strong(x) for x in found], [x.weak for x in found]
+
+    def turn(t: int) -> tuple[list[Expr], Any]:
+        with truncated(None):
+            result = body(tree.unflatten(carried, carry), tree.map(lambda x: _row(x, t), xs))
+        after, y = _pair(result)
+        return matched(after, carried, carry, paths, weak), tree.map(_output, y)
+
+    rows: dict[int, Any] = {}
     for done in range(steps):
         t = steps - 1 - done if reverse else done
         if steps_back is not None and done and done % steps_back == 0:
             carry = stop_gradient(carry)
-        with truncated(None):
-            carry, rows[t] = body(carry, tree.map(lambda x, t=t: _row(x, t), xs))
-    _, structure = tree.flatten(rows[0])
-    columns = zip(*(tree.leaves(row) for row in rows), strict=True)
-    return carry, tree.unflatten(structure, [_stacked(column) for column in columns])
+        try:
+            carry, rows[t] = turn(t)
+        except Wider as wider:
+            carry = [cast(x, d) for x, d in zip(carry, wider.dtypes, strict=True)]
+            weak = [False] * len(carry)
+            carry, rows[t] = turn(t)
+        weak = [False] * len(carry)
+    return tree.unflatten(carried, carry), _columns([rows[t] for t in range(steps)])
+
+
+def _columns(rows: list[Any]) -> Any:
+    """The step results stacked, leaf by leaf; they must be alike."""
+    flat = [tree.flatten(row) for row in rows]
+    first, structure = flat[0]
+    for t, (leaves, other) in enumerate(flat):
+        if other != structure:
+            raise ShapeError(
+                f"{where()}the step results of scan have another structure at step {t} than at "
+                f"step 0: {tree.difference(structure, other)}"
+            )
+        for x, y, path in zip(first, leaves, tree.names(structure), strict=True):
+            if not same_type(x.type, y.type):
+                label = f"y.{path}" if path else "y"
+                raise ShapeError(
+                    f"{where()}{label} of scan is {x.type} at step 0 and {y.type} at step {t}"
+                )
+    columns = zip(*(leaves for leaves, _ in flat), strict=True)
+    return tree.unflatten(structure, [_stacked(column) for column in columns])
 
 
 def _row(x: Any, t: int) -> Any:
@@ -249,7 +310,6 @@ def _row(x: Any, t: int) -> Any:
 
 
 def _stacked(column: Any) -> Expr:
-    rows = [_output(x) for x in column]
-    rows = [apply(lookup("reshape"), (x,), {"shape": (1, *x.shape)}) for x in rows]
+    rows = [apply(lookup("reshape"), (x,), {"shape": (1, *x.shape)}) for x in column]
     out: Expr = apply(lookup("concatenate"), rows, {"axis": 0})
     return out

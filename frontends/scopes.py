@@ -1,4 +1,5 @@
-"""Which path a module has in the model being traced: module -> scope of the nodes it makes.
+"""Which path a module has in the model being traced: module -> scope of the nodes it makes; and how
+often a path has asked for something of its own (a key for its dropout).
 
 While a trace is at work, every module that is put together for it says its path.  Invariant: a
 module called during a trace runs under its own path, from wherever it is called; one that no trace
@@ -8,7 +9,7 @@ put together (it came by closure) is a root, and its parts get their paths when 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -49,3 +50,50 @@ def entered(module: Any, parts: Callable[[Any], Iterable[tuple[Any, str]]]) -> I
         for part, path in parts(module):
             bind(part, ".".join(name for name in (around, path) if name))
         yield
+
+
+# --- how often a path has asked
+
+_asked: ContextVar[dict[str, int] | None] = ContextVar("retrograde_asked", default=None)
+
+
+@contextmanager
+def counting() -> Iterator[None]:
+    """Inside, paths count from zero."""
+    token = _asked.set({})
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def asked(path: str) -> int:
+    """How often `path` has asked before; asking counts."""
+    counts = _asked.get()
+    if counts is None:
+        return 0
+    counts[path] = counts.get(path, 0) + 1
+    return counts[path] - 1
+
+
+def repeated() -> Callable[[], AbstractContextManager[None]]:
+    """For the body of a loop: each time that it is entered, paths count from the same numbers.
+
+    So a body that is traced once and one that runs step by step get the same keys."""
+    outer = _asked.get()
+    before = dict(outer or {})
+
+    @contextmanager
+    def body() -> Iterator[None]:
+        if outer is None:
+            yield
+            return
+        inner = dict(before)
+        token = _asked.set(inner)
+        try:
+            yield
+        finally:
+            _asked.reset(token)
+            outer.update(inner)
+
+    return body

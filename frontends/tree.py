@@ -111,6 +111,8 @@ def aligned(structure: TreeDef, given: Tree, what: str) -> list[Any]:
 def difference(expected: TreeDef, got: TreeDef) -> str:
     """What tells two structures apart, in words."""
     a, b = names(expected), names(got)
+    if a == [""] or b == [""]:  # one of them is an array by itself: it has no path
+        return f"{_kind(a)} was expected, got {_kind(b)}"
     missing = [name for name in a if name not in b]
     unknown = [name for name in b if name not in a]
     parts = []
@@ -123,6 +125,12 @@ def difference(expected: TreeDef, got: TreeDef) -> str:
         or "the leaves have equal paths, and the containers, fields that are no "
         "arrays, or ties differ"
     )
+
+
+def _kind(names: Sequence[str]) -> str:
+    if names == [""]:
+        return "one array"
+    return f"a tree with {_listed(names)}" if names else "nothing"
 
 
 def _listed(names: Sequence[str]) -> str:

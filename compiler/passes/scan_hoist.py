@@ -2,8 +2,9 @@
 
 Graph -> Graph.  The per-step op becomes one op over all steps: an input projection is then one
 matrix product over T*B rows, gathers and embeddings are batched.  It knows no cell: whatever has a
-batching rule and does not depend on a carry goes.  Invariant: same values; cheap arithmetic on
-slices stays inside, where it costs no memory.
+batching rule and does not depend on a carry goes; a carry that never changes is a constant, and a
+slice that a step returns is where it was.  Invariant: same values; cheap arithmetic on slices stays
+inside, where it costs no memory, unless it is needed outside anyway.  On constants alone it leaves.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from retrograde.compiler.ops.scan import ARITHMETIC
 from retrograde.compiler.passes.dce import has_effect
 from retrograde.compiler.passes.ragged import Filled
 from retrograde.compiler.passes.regions import rewrite_scans
+from retrograde.compiler.passes.scan_carries import frozen
 from retrograde.compiler.passes.vectorize import can_vectorize, vectorize
 
 
@@ -28,6 +30,12 @@ def is_costly(node: Node) -> bool:
     if node.op.kind in (Kind.MOVE, Kind.CREATE):
         return False
     return node.op.kind is not Kind.ELEMENTWISE or node.op.name not in ARITHMETIC
+
+
+def is_work(node: Node) -> bool:
+    """Whether an op that is the same in every step does anything but show its operand anew."""
+    views = ("reshape", "transpose", "broadcast_to", "slice", "flip")
+    return node.op.kind is not Kind.CREATE and node.op.name not in views
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class HoistScan:
 
 
 def _emit(node: Node, builder: Builder, renamed: dict[Value, Value]) -> None:
-    builder.append(_hoist(node, builder, renamed))
+    builder.append(_hoist(frozen(node, renamed), builder, renamed))
 
 
 @dataclass
@@ -72,7 +80,8 @@ def _plan(node: Node) -> _Plan:
             continue
         plan.nodes.append(inner)
         (plan.stacked if any(flags) else plan.shared).update(dict.fromkeys(inner.outputs))
-        if is_costly(inner) or any(v in plan.worth for v in inner.inputs):
+        costly = is_costly(inner) if any(flags) else is_work(inner)
+        if costly or any(v in plan.worth for v in inner.inputs):
             plan.worth.update(inner.outputs)
     return plan
 
@@ -87,14 +96,16 @@ def _hoist(node: Node, builder: Builder, renamed: dict[Value, Value]) -> Node:
     n, m = node.attrs["carries"], node.attrs["carries"] + node.attrs["slices"]
     plan = _plan(node)
     leaving = {inner for inner in plan.nodes if any(v in plan.worth for v in inner.outputs)}
-    if not leaving:
+    slices = set(body.inputs[n:m])
+    if not leaving and slices.isdisjoint(body.outputs[n:]):
         return node
     staying = [inner for inner in body.nodes if inner not in leaving]
     read = {v for inner in staying for v in inner.inputs} | set(body.outputs[:n])
     new_slices = [v for v in plan.stacked if v in plan.worth and v in read]
     new_constants = [v for v in plan.shared if v in plan.worth and v in read]
-    replaced = [j for j, v in enumerate(body.outputs) if j >= n and v in plan.worth]
-    wanted = {*new_slices, *new_constants, *(body.outputs[j] for j in replaced)}
+    wanted = {*new_slices, *new_constants, *(v for v in body.outputs[n:] if v in plan.worth)}
+    outside = {v for made in needed_for(plan.nodes, wanted) for v in made.outputs} | slices
+    replaced = [j for j, v in enumerate(body.outputs) if j >= n and v in outside]
     operands = dict(zip(body.inputs, (Expr(v, builder) for v in node.inputs), strict=True))
     found = vectorize(
         needed_for(plan.nodes, wanted),

@@ -3,8 +3,8 @@
 Graph -> Graph.  Differentiation keeps, of each step, what is costly to compute again.  Here only
 the states that enter the steps are kept, and with `products` the results of matrix products and
 the like; everything else is computed again, in the step that goes back, from those and from the
-slices.  For cells that are wide inside.  Invariant: same values; a recomputation is never merged with what
-it repeats.
+slices.  For cells that are wide inside.  Invariant: same values; a recomputation is never merged
+with what it repeats.
 """
 
 from __future__ import annotations

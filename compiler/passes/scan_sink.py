@@ -20,6 +20,7 @@ from retrograde.compiler.ir.registry import Kind, lookup
 from retrograde.compiler.passes.dce import DCE, has_effect
 from retrograde.compiler.passes.ragged import Filled
 from retrograde.compiler.passes.regions import rewrite_scans
+from retrograde.compiler.passes.scan_carries import frozen
 from retrograde.compiler.passes.vectorize import Vectorized, can_vectorize, vectorize
 
 Total = Callable[[Vectorized], Expr]  # the sum over the steps, once the stacks are there
@@ -33,7 +34,7 @@ class SinkScan:
         makers = graph.producers()
 
         def emit(node: Node, builder: Builder, renamed: dict[Value, Value]) -> None:
-            _Sinking(node).emit(builder, renamed, makers)
+            _Sinking(frozen(node, renamed)).emit(builder, renamed, makers)
 
         return rewrite_scans(graph, emit)
 
@@ -51,9 +52,11 @@ class _Sinking:
         self.filled = Filled(node)
         self.adds = self._accumulators()
         self.inside = self._needed_inside()
+        self.carried, self.varying = self._reached(self.n), self._reached(self.m)
         self.stacks: dict[Value, None] = {}  # values the loop computes that are wanted stacked
         self.tail: set[Node] = set()  # nodes that run behind the loop
         self.totals: dict[int, Total] = {}  # by carry
+        self.known: dict[Value, Total | None] = {}  # how to sum what was asked for so far
         self.results: list[int] = []  # step results that are made behind the loop
         self.totalling = True  # not a step result, which is as well made inside
         self.cleared = False  # what is stacked for a result that is zero where no row lives anyway
@@ -85,12 +88,20 @@ class _Sinking:
                 live.update(inner.inputs)
         return found
 
+    def _reached(self, count: int) -> set[Value]:
+        """What the first `count` inputs of the body reach."""
+        found = set(self.body.inputs[:count])
+        for inner in self.body.nodes:
+            if any(v in found for v in inner.inputs) or has_effect(inner):
+                found.update(inner.outputs)
+        return found
+
     def _choose(self) -> None:
         for i, g in self.adds.items():
-            before = dict(self.stacks), set(self.tail)
+            before, known = (dict(self.stacks), set(self.tail)), dict(self.known)
             total = self._total(g)
             if total is None:
-                self.stacks, self.tail = before
+                (self.stacks, self.tail), self.known = before, known
             else:
                 self.totals[i] = total
         self.totalling = False
@@ -123,48 +134,85 @@ class _Sinking:
         return False
 
     def _stack(self, v: Value) -> bool:
-        """Notes what it takes to have `v` for all steps behind the loop; False if it cannot be."""
+        """Notes what it takes to have `v` for all steps behind the loop; False if it cannot be.
+
+        What the loop makes from a carry is stacked; all else is made behind the loop, and where
+        the loop needs it too, hoisting takes it out of there."""
         made = self.maker.get(v)
         if made is None:
-            if v in self.body.inputs[: self.n]:
+            if v in self.carried:
                 self.stacks[v] = None
             return True
-        if made in self.tail:
+        if made in self.tail or v in self.stacks:
             return True
-        if made in self.inside and not self.filled.has_other(v, made):
+        # A value that is not zero where no row lives is made behind the loop, or not at all.
+        inside = made in self.inside and not self.filled.has_other(v, made)
+        if inside and v in self.carried:
             self.stacks[v] = None
             return True
         free = self.cleared and not made.op.checks_data
         if not free and self.filled.keeps_inside(made):
             self.stacks[v] = None
             return self.totalling
-        if not all(map(self._stack, made.inputs)):
-            return False
-        if not can_vectorize(made, [self._over_steps(u) for u in made.inputs]):
-            return False
-        self.tail.add(made)
-        return True
-
-    def _over_steps(self, v: Value) -> bool:
-        """Whether `v` may differ from step to step."""
-        made = self.maker.get(v)
-        if made is None:
-            return v not in self.body.inputs[self.m :]
-        return made in self.inside or any(map(self._over_steps, made.inputs))
+        before = dict(self.stacks), set(self.tail)
+        if can_vectorize(made, [u in self.varying for u in made.inputs]) and all(
+            map(self._stack, made.inputs)
+        ):
+            self.tail.add(made)
+            return True
+        if inside:
+            self.stacks, self.tail = before
+            self.stacks[v] = None
+        return inside
 
     def _total(self, g: Value) -> Total | None:
         """How to get the sum of `g` over the steps; None where adding step by step is as good."""
         made = self.maker.get(g)
-        if made is None or made in self.inside or not self._over_steps(g):
+        if made is None or made in self.inside or g not in self.varying:
             return None
-        rule = _TOTALS.get(made.op.name)
-        return None if rule is None else rule(self, made)
+        if g not in self.known:
+            rule = _TOTALS.get(made.op.name)
+            total = None if rule is None else rule(self, made)
+            self.known[g] = None if total is None else _once(total)
+        return self.known[g]
 
     def _total_of_moved(self, made: Node) -> Total | None:
         inner = self._total(made.inputs[0])
         if inner is None:
             return None
         return lambda found: made.op(inner(found), **made.attrs)
+
+    def _total_of_padded(self, made: Node) -> Total | None:
+        return self._total_of_moved(made) if made.attrs["value"] == 0 else None
+
+    def _total_of_scaled(self, made: Node) -> Total | None:
+        """Times or by what is the same in every step."""
+        a, b = made.inputs
+        if a not in self.varying and made.op.name == "mul":
+            a, b = b, a
+        if b in self.varying or not self._stack(b):
+            return None
+        inner = self._total(a)
+        if inner is None:
+            return None
+        return lambda found: made.op(inner(found), found.shared[b])
+
+    def _total_of_selected(self, made: Node) -> Total | None:
+        """Zero where a mask that is the same in every step says so."""
+        mask, a, b = made.inputs
+        if mask in self.varying or not self._stack(mask):
+            return None
+        taken, zero = (b, a) if is_zero(a, self.maker) else (a, b)
+        inner = self._total(taken) if is_zero(zero, self.maker) and self._stack(zero) else None
+        if inner is None:
+            return None
+
+        def total(found: Vectorized) -> Expr:
+            parts = {taken: inner(found), zero: found.shared[zero]}
+            out: Expr = made.op(found.shared[mask], parts[a], parts[b])
+            return out
+
+        return total
 
     def _total_of_add(self, made: Node) -> Total | None:
         if not all(same_type(v.type, made.output.type) for v in made.inputs):
@@ -177,7 +225,7 @@ class _Sinking:
 
     def _total_of_sum(self, made: Node) -> Total | None:
         x = made.inputs[0]
-        if made.output.dtype is not x.dtype or not self._over_steps(x) or not self._stack(x):
+        if made.output.dtype is not x.dtype or x not in self.varying or not self._stack(x):
             return None
         axes = (0, *(a + 1 for a in made.attrs["axes"]))
 
@@ -189,7 +237,7 @@ class _Sinking:
 
     def _total_of_dot(self, made: Node) -> Total | None:
         a, b = made.inputs
-        if not (self._over_steps(a) and self._over_steps(b)):
+        if a not in self.varying or b not in self.varying:
             return None
         if not (self._stack(a) and self._stack(b)):
             return None
@@ -285,11 +333,29 @@ _TOTALS: dict[str, Callable[[_Sinking, Node], Total | None]] = {
     "reshape": _Sinking._total_of_moved,
     "transpose": _Sinking._total_of_moved,
     "neg": _Sinking._total_of_moved,
+    "slice": _Sinking._total_of_moved,
+    "flip": _Sinking._total_of_moved,
+    "pad": _Sinking._total_of_padded,
+    "mul": _Sinking._total_of_scaled,
+    "div": _Sinking._total_of_scaled,
+    "select": _Sinking._total_of_selected,
     "add": _Sinking._total_of_add,
     "sum": _Sinking._total_of_sum,
     "dot_general": _Sinking._total_of_dot,
     "scatter_add": _Sinking._total_of_scatter,
 }
+
+
+def _once(total: Total) -> Total:
+    """`total`, whose nodes are emitted once, however many sums have it as a part."""
+    made: list[Expr] = []
+
+    def emitted(found: Vectorized) -> Expr:
+        if not made:
+            made.append(total(found))
+        return made[0]
+
+    return emitted
 
 
 def is_zero(v: Value, makers: Mapping[Value, Node]) -> bool:

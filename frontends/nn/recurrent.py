@@ -68,13 +68,7 @@ class Recurrent(Module):
         batch = _sizes(leaves)[0]
         carry = self._first(batch, leaves) if carry is None else carry
         steps = tree.map(_swapped, x)
-        same_keys = context.repeated()
-
-        def step(carry: Any, x: Any) -> Any:
-            with same_keys():
-                return self.cell(carry, x)
-
-        carry, y = scan(step, carry, steps, reverse=reverse, lengths=lengths)
+        carry, y = scan(self.cell, carry, steps, reverse=reverse, lengths=lengths)
         return tree.map(_swapped, y), carry
 
     def _at_once(self, x: Any, carry: Any, lengths: Any, reverse: bool) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ import pytest
 
 import retrograde as rg
 import retrograde.numpy as rnp
+from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.graph import Graph, Node
 from retrograde.compiler.ir.interpreter import evaluate
 from retrograde.compiler.ir.verify import verify
@@ -113,7 +114,7 @@ def prepared(graph: Graph) -> Graph:
 
 
 def moved(graph: Graph) -> Graph:
-    for transform in (HoistScan(), SinkScan(), CSE(), Simplify(), DCE()):
+    for transform in (SinkScan(), HoistScan(), CSE(), Simplify(), DCE()):
         graph = everywhere(transform, graph)
         verify(graph, made_by=type(transform).__name__)
     return graph
@@ -180,3 +181,133 @@ def test_cheap_arithmetic_on_slices_stays_inside() -> None:
     graph = moved(prepared(rg.trace(loss, rg.spec("f64", "T", D))))
     (body,) = inside(graph)
     assert sum(node.op.name == "mul" for node in body) == 2
+
+
+# --- what must not be stacked
+
+
+def gradient_graph(loss: Any, *specs: Any) -> Graph:
+    """Of the gradient by the first argument, moved; and it computes what it did."""
+    before = rg.trace(rg.grad(loss), *specs)
+    after = moved(prepared(before))
+    for steps in (0, 1, 4):
+        draw = np.random.default_rng(steps)
+        shapes = [[dims.evaluate(d, {"T": steps}) for d in v.shape] for v in before.inputs]
+        arrays = [draw.normal(size=shape) for shape in shapes]
+        for a, b in zip(evaluate(before, arrays), evaluate(after, arrays), strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-13)
+    return after
+
+
+T = rg.dim("T", min=0)
+XS, WEIGHT, HEAD = rg.spec("f64", T, B, D), rg.spec("f64", D, D), rg.spec("f64", D, 5)
+
+
+def over_steps(graph: Graph) -> list[tuple[Any, ...]]:
+    """The shapes, without the steps, of all that there is for every step at once."""
+    return [
+        v.shape[1:] for node in graph.nodes for v in node.outputs
+        if v.shape and str(v.shape[0]) == "T"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_weight_is_there_for_every_step(name: str) -> None:
+    """The gradient of a head is one contraction, and not a stack of those of the steps."""
+    shapes = over_steps(moved(prepared(traced(name))))
+    assert shapes and not {w.shape for w in weights().values()} & set(shapes)
+
+
+def test_weights_that_the_body_changes_first() -> None:
+    """Scaled, masked, joined, cut, padded: once before the loop, and the gradient once behind."""
+
+    def loss(w: Any, head: Any, xs: Any) -> Any:
+        def body(h: Any, x: Any) -> Any:
+            both = rnp.concatenate([0.5 * w, rnp.tanh(w)], axis=1)
+            a, b = rnp.split(h @ both + x @ rnp.pad(w[:, 1:], ((0, 0), (0, 4))), 2, axis=1)
+            h = rnp.tanh(a) * b + h @ rnp.where(rnp.eye(D) == 0, w / 3, 0)
+            return h, h @ (head * 2)
+
+        h, ys = rg.scan(body, rnp.zeros((B, D), "f64"), xs)
+        return rnp.sum(h) + rnp.sum(rnp.sin(ys))
+
+    def both(given: Any, xs: Any) -> Any:
+        return loss(given[0], given[1], xs)
+
+    graph = gradient_graph(both, (WEIGHT, HEAD), XS)
+    of_weights = {(D, D), (D, 2 * D), (D, 5)}
+    for nodes in inside(graph):
+        assert [n.op.name for n in nodes if n.outputs[0].shape in of_weights] == []
+    assert not of_weights & set(over_steps(graph))
+
+
+def test_a_weight_that_the_recurrence_needs_changed_is_not_stacked() -> None:
+    """`tanh(w)` is needed in the loop and behind it, for the gradient of xs."""
+
+    def loss(given: Any) -> Any:
+        w, xs = given
+
+        def body(h: Any, x: Any) -> Any:
+            return rnp.tanh((h + x) @ rnp.tanh(w)), None
+
+        return rnp.sum(rg.scan(body, rnp.zeros((B, D), "f64"), xs)[0])
+
+    graph = gradient_graph(loss, (WEIGHT, XS))
+    assert (D, D) not in over_steps(graph)
+    assert [node.op.name for node in graph.nodes].count("tanh") == 1
+
+
+def test_a_loss_added_up_in_the_carry_leaves_the_loop() -> None:
+    """Its cotangent is a carry that never changes: what it multiplies needs no carry."""
+
+    def loss(given: Any, xs: Any) -> Any:
+        w, head = given
+
+        def body(carry: Any, x: Any) -> Any:
+            h, total = carry
+            h = rnp.tanh(h @ w + x)
+            return (h, total + rnp.sum(rnp.sin(h @ head))), None
+
+        return rg.scan(body, (rnp.zeros((B, D), "f64"), rnp.zeros((), "f64")), xs)[0][1]
+
+    graph = gradient_graph(loss, (WEIGHT, HEAD), XS)
+    assert [products(nodes) for nodes in inside(graph)] == [1, 1]
+    assert not {(D, 5), (D, D)} & set(over_steps(graph))
+
+
+def test_what_a_step_passes_on_is_not_stacked_again() -> None:
+    """A slice that is returned is the operand; a result that is returned twice is stacked once."""
+
+    def run(h: Any, xs: Any) -> Any:
+        def body(h: Any, x: Any) -> Any:
+            h = rnp.tanh(h + x)
+            return h, (x, h, h, x)
+
+        return rg.scan(body, h, xs)
+
+    before = rg.trace(run, rg.spec("f64", B, D), XS)
+    graph = moved(prepared(before))
+    (scan,) = (node for node in graph.nodes if node.op.name == "scan")
+    assert len(scan.outputs) == 2
+    _, a, b, c, d = graph.outputs
+    assert a is d is graph.inputs[1] and b is c is scan.outputs[1]
+    draw = np.random.default_rng(0)
+    arrays = [draw.normal(size=(B, D)), draw.normal(size=(4, B, D))]
+    for x, y in zip(evaluate(before, arrays), evaluate(graph, arrays), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_chains_of_diamonds_are_walked_once() -> None:
+    """Forty doublings in a body have 2**40 paths."""
+
+    def loss(w: Any, xs: Any) -> Any:
+        def body(h: Any, x: Any) -> Any:
+            a, b = w, x
+            for _ in range(40):
+                a, b = rnp.sin(a * a + a), rnp.sin(b * b + b)
+            return rnp.tanh(h @ a + b), None
+
+        return rnp.sum(rg.scan(body, rnp.zeros((B, D), "f64"), xs)[0])
+
+    graph = moved(prepared(rg.trace(rg.grad(loss, argnums=(0, 1)), WEIGHT, XS)))
+    assert (D, D) not in over_steps(graph)

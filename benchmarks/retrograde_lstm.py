@@ -1,0 +1,65 @@
+"""Sizes -> the training step of an LSTM that is written as one step under `rg.scan`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.measure import Contender
+from benchmarks.problem import LSTMProblem
+
+
+def loss_of(w: Any, tokens: Any, targets: Any) -> Any:
+    """The mean cross-entropy over every token [T, B], in nats."""
+    import retrograde as rg
+    import retrograde.numpy as rnp
+
+    def cell(carry: Any, x: Any) -> Any:
+        h, c = carry
+        gates = x @ w["input"] + h @ w["hidden"] + w["bias"]
+        i, f, g, o = rnp.split(gates, 4, axis=-1)
+        c = rnp.sigmoid(f) * c + rnp.sigmoid(i) * rnp.tanh(g)
+        h = rnp.sigmoid(o) * rnp.tanh(c)
+        return (h, c), h
+
+    x = rnp.take(w["embedding"], tokens, axis=0)
+    zero = rnp.zeros_like(x[0])
+    _, hidden = rg.scan(cell, (zero, zero), x)
+    return rg.losses.cross_entropy(hidden @ w["head"] + w["head_bias"], targets)
+
+
+def loss_and_gradients(problem: LSTMProblem) -> tuple[float, dict[str, Any]]:
+    """At the first parameters."""
+    import retrograde as rg
+
+    value, gradients = rg.value_and_grad(loss_of)(problem.weights(), *problem.tokens_and_targets())
+    return float(value), gradients
+
+
+def contender(problem: LSTMProblem, threads: int, *, backend: str = "numpy") -> Contender:
+    """The compiled training step of the problem, ready to run."""
+    import retrograde as rg
+
+    ids = rg.spec("i32", "T", "B")
+    compiled = rg.compile_training(
+        loss_of,
+        problem.weights(),
+        rg.optim.AdamW(problem.learning_rate, betas=(0.9, 0.95), weight_decay=problem.weight_decay),
+        batch={"tokens": ids, "targets": ids},
+        backend=backend,
+        threads=threads,
+        clip_norm=problem.clip_norm,
+        at={"B": problem.batch, "T": problem.length},
+    )
+    tokens, targets = problem.tokens_and_targets()
+
+    def step() -> tuple[float, float]:
+        metrics = compiled(tokens=tokens, targets=targets)
+        return float(metrics["loss"]), float(metrics["grad_norm"])
+
+    plan = compiled.plan(B=problem.batch, T=problem.length)
+    return Contender(
+        step=step,
+        persistent_bytes=problem.persistent_bytes,
+        planned_peak_bytes=plan.peak_bytes,
+        arena_bytes=plan.arena_bytes,
+    )
