@@ -198,8 +198,6 @@ class Plan:
     def _same_steps(self, node: Node) -> bool:
         if node.op.name != "scan" or not dims.same(node.attrs["length"], self.length):
             return False
-        if node.attrs.get("live") is not None:
-            return False
         first = self.loops[0]
         if node.attrs["reverse"] != first.attrs["reverse"]:
             return False

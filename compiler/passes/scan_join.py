@@ -36,6 +36,7 @@ class JoinScan:
     def __call__(self, graph: Graph) -> Graph:
         if not any(node.op.name == "scan" for node in graph.nodes):
             return graph
+        graph = _on_all_rows(graph)
         staying = {
             v for node in graph.nodes for v in node.outputs
             if v in graph.outputs and is_costly(node)
@@ -71,10 +72,20 @@ class JoinScan:
         return graph if found is start else found
 
 
+def _on_all_rows(graph: Graph) -> Graph:
+    """The graph with no ragged loop: all that joins a loop runs on the rows that the others run on,
+    so each runs on all of them, of which the masks in the bodies know."""
+    return graph.replace(
+        nodes=tuple(
+            replace(node, attrs={k: x for k, x in node.attrs.items() if k != "live"})
+            if node.op.name == "scan" and "live" in node.attrs
+            else node
+            for node in graph.nodes
+        )
+    )
+
+
 def _has_steps(node: Node) -> bool:
-    """Whether it is a loop to join to: not one whose steps do not all run on all rows."""
-    if node.attrs.get("live") is not None:
-        return False
     length = node.attrs["length"]
     return not isinstance(length, int) or length > 1
 
