@@ -75,6 +75,8 @@ class JoinScan:
 def _on_all_rows(graph: Graph) -> Graph:
     """The graph with no ragged loop: all that joins a loop runs on the rows that the others run on,
     so each runs on all of them, of which the masks in the bodies know."""
+    if not any("live" in node.attrs for node in graph.nodes):
+        return graph
     return graph.replace(
         nodes=tuple(
             replace(node, attrs={k: x for k, x in node.attrs.items() if k != "live"})
