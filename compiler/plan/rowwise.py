@@ -83,9 +83,11 @@ def _rebuilt(step: Step, found: dict[LoopStep, Rows | None]) -> Step:
     if isinstance(step, WhileStep):
         return replace(step, condition=run(step.condition), body=run(step.body))
     if isinstance(step, SweepStep):
-        return replace(step, advance=run(step.advance))
+        return replace(step, advance=run(step.advance), ahead=run(step.ahead))
     if isinstance(step, ReplayStep):
-        return replace(step, advance=run(step.advance), retreat=run(step.retreat))
+        return replace(
+            step, advance=run(step.advance), again=run(step.again), retreat=run(step.retreat)
+        )
     return step
 
 
