@@ -35,7 +35,7 @@ from retrograde.compiler.plan.steps import (
     Tile,
     WhileStep,
 )
-from retrograde.compiler.plan.views import Literal, Operand, Storage, View
+from retrograde.compiler.plan.views import Literal, Operand, Storage, Turn, View
 
 INDENT = "    "
 
@@ -110,6 +110,7 @@ class Printer:
     bindings: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)  # by the expression that makes it
     heading: str = ""
+    turns: dict[int, str] = field(default_factory=dict)  # the variables of loops, by identity
     numbers: Iterator[int] = field(default_factory=itertools.count)
     outer: Printer | None = None  # of the code around, for code over one segment
     local: Local | None = None  # what the turns of a ragged loop bind once for each number of rows
@@ -130,7 +131,9 @@ class Printer:
         return f"{prefix}{next(self.numbers)}"
 
     def name(self, x: Operand) -> str:
-        """The variable that holds an operand."""
+        """The variable that holds an operand; of what moves with a loop, the part of the turn."""
+        if isinstance(x, Turn):
+            return f"{self.name(whole_of(x))}[{self.turns[id(x.loop)]}, ...]"
         if isinstance(x, Literal):
             return self.bind("c", f"rt.constant({x.dtype.name!r}, {number(x.value)})")
         at = f"at[{self.places[self.liveness.home(x.storage)]}]"
@@ -211,19 +214,29 @@ class Printer:
             *(f"y{i}" for i in range(len(step.results))),
             *(f"t{i}" for i in range(len(step.scratch))),
         ]
-        made = ", ".join(map(self.name, read.values()))
-        written = ", ".join(map(self.name, step.results))
+        made = self._wholes(list(read.values()))
+        written = self._wholes(step.results)
         spare = ", ".join(map(self.name, step.scratch))
         space = self.spell.shape(step.shape)
+        arrays = [*read.values(), *step.results]
+        moving = [i for i, x in enumerate(arrays) if isinstance(x, Turn)]
+        more = f", moving={tuple(moving)}" if moving else ""
         tiles = self.bind(
             "tiles",
             f"rt.tiles({space}, [{made}], [{written}], [{spare}], {step.rows!r}, "
-            f"{step.whole_rows})",
+            f"{step.whole_rows}{more})",
         )
+        if moving:
+            turns = {self.turns[id(x.loop)] for x in arrays if isinstance(x, Turn)}
+            assert len(turns) == 1, "a step moves with the loop that it is in"
+            tiles += f".at({turns.pop()})"
         lines = [f"for {', '.join(names)}{',' if len(names) == 1 else ''} in {tiles}:"]
         for s in step.statements:
             lines.extend(INDENT + line for line in self._statement(s, literal))
         return lines
+
+    def _wholes(self, views: Sequence[Operand]) -> str:
+        return ", ".join(self.name(whole_of(x) if isinstance(x, Turn) else x) for x in views)
 
     def _statement(self, s: Statement, literal: Mapping[int, str]) -> list[str]:
         def variable(t: Tile) -> str:
@@ -272,7 +285,7 @@ class Printer:
         lines = self.copies(step.carries, indent)
         count = self.spell.size(step.length)
         turns = f"range({count} - 1, -1, -1)" if step.reverse else f"range({count})"
-        turn = f"i{depth}"
+        turn = self.turns[id(step.turns)] = f"i{depth}"
         lines.append(f"{indent}for {turn} in {turns}:")
         lines.extend(self.turn(step, turn, depth + 1) or [f"{inner}pass"])
         return lines
@@ -341,6 +354,12 @@ class Printer:
         whole = self.outer.name(step.result)
         steps = self.spell.size(step.node.attrs["segment"])
         return f"xp.copyto({whole}[start:start + {steps}], {self.name(step.operand)})"
+
+
+def whole_of(x: Turn) -> View:
+    """The stacked array that a moving view is part of."""
+    assert x.whole is not None
+    return x.whole
 
 
 # Ops that the support library spells, by the name of its function.

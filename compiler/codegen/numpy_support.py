@@ -131,10 +131,11 @@ class Support:
         scratch: Sequence[Array],
         rows: Sequence[bool],
         whole_rows: bool,
+        moving: Sequence[int] = (),
     ) -> Tiles:
-        """The tiles of a fused step."""
+        """The tiles of a fused step; those of the arrays that are `moving` are stacked."""
         arrays = [*operands, *results]
-        return Tiles(shape, arrays, scratch, rows, whole_rows)
+        return Tiles(shape, arrays, scratch, rows, whole_rows, moving=moving)
 
     # --- loops in segments
 

@@ -24,25 +24,43 @@ class Tiles:
         rows: Sequence[bool],
         whole_rows: bool,
         limit: int = TILE_ELEMENTS,
+        moving: Sequence[int] = (),
     ) -> None:
-        space, aligned = _merged(tuple(shape), arrays, whole_rows)
+        """`moving`: the arrays that have the turns of a loop as their first axis."""
+        turns = min((len(arrays[i]) for i in moving), default=1)
+        if not turns:  # a loop that never turns
+            shape, arrays, moving = (0, *shape[1:]), [], ()
+        first = [x[0, ...] if i in moving else x for i, x in enumerate(arrays)]
+        space, aligned = _merged(tuple(shape), first, whole_rows)
         self.arrays = aligned
+        # Stacked arrays lie dense, so each turn has the axes that the first one got.
+        self.moving = {i: arrays[i].reshape((turns, *aligned[i].shape)) for i in moving}
         self.axis, self.count = _cut(space, whole_rows, limit)
         self.space = space
         self.scratch = scratch
         self.rows = rows
         self._spare: dict[int, tuple[Any, ...]] = {}
-        single = self.axis == 0 and self.count >= space[0]
-        self.fixed = [(*aligned, *self._scratch(space[0]))] if single else None
-        if not single and math.prod(space[: self.axis]) * -(-space[self.axis] // self.count) <= 16:
-            self.fixed = list(self._walk())
+        self.single = self.axis == 0 and self.count >= space[0]
+        self.fixed = [(*aligned, *self._scratch(space[0]))] if self.single else None
+        tiles = math.prod(space[: self.axis]) * -(-space[self.axis] // max(self.count, 1))
+        if not self.single and not moving and tiles <= 16:
+            self.fixed = list(self._walk(aligned))
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        return iter(self.fixed) if self.fixed is not None else self._walk()
+        return iter(self.fixed) if self.fixed is not None else self._walk(self.arrays)
 
-    def _walk(self) -> Iterator[tuple[Any, ...]]:
+    def at(self, turn: int) -> Iterator[tuple[Any, ...]] | tuple[tuple[Any, ...]]:
+        """The tiles for one turn of a loop."""
+        arrays = list(self.arrays)
+        for i, stacked in self.moving.items():
+            arrays[i] = stacked[turn]
+        if self.single:
+            return ((*arrays, *self._scratch(self.space[0])),)
+        return self._walk(arrays)
+
+    def _walk(self, whole: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
         for lead in _indices(self.space[: self.axis]):
-            arrays = [_at(x, lead) for x in self.arrays]
+            arrays = [_at(x, lead) for x in whole]
             size, extent = self.count, self.space[self.axis]
             for first in range(0, extent, size):
                 part = slice(first, first + size)

@@ -34,7 +34,15 @@ from retrograde.compiler.plan.steps import (
     WhileStep,
 )
 from retrograde.compiler.plan.targets import find_targets
-from retrograde.compiler.plan.views import Literal, Operand, Storage, View, new_view
+from retrograde.compiler.plan.views import (
+    Literal,
+    Operand,
+    Storage,
+    Turn,
+    View,
+    new_view,
+    turn_of,
+)
 
 
 def lower(graph: Graph, threads: int = 1) -> Schedule:
@@ -226,24 +234,34 @@ class Lowering:
             place = new_view(b.type, "value", "carry", node.place)
             carries.append((self.places[v], place))
             inner.places[b] = place
-        for v, b in zip(node.inputs[n:m], body.inputs[n:m], strict=True):
-            place = new_view(b.type, "value", "slice", node.place)
-            slices.append((self.view_of(v, node), place))
-            inner.places[b] = place
+        moving = _Moving(node)
         captured = self.captures(inner, zip(node.inputs[m:], body.inputs[m:], strict=True))
-        inner.run(body)
+        for v, b in zip(node.inputs[n:m], body.inputs[n:m], strict=True):
+            whole = self.view_of(v, node)
+            turn = inner.places[b] = moving.slice(b, whole) or new_view(
+                b.type, "value", "slice", node.place
+            )
+            if isinstance(turn, Turn):
+                captured.append(whole)
+            else:
+                slices.append((whole, turn))
+        wholes = [self.result(node, v) for v in node.outputs[n:]]
+        inner.run(body, moving.results(wholes))
         results = inner.carried(body.outputs[:n], [place for _, place in carries], node)
-        results += [inner.places[v] for v in body.outputs[n:]]
-        stacked = []
-        for r, v in zip(results[n:], node.outputs[n:], strict=True):
-            stacked.append((r, self.result(node, v)))
+        stacked, direct = [], []
+        for v, whole in zip(body.outputs[n:], wholes, strict=True):
+            made = inner.places[v]
+            if isinstance(made, Turn) and made.whole is whole:
+                direct.append(whole)
+            else:
+                stacked.append((made, whole))
         for v, (_, place) in zip(node.outputs[:n], carries, strict=True):
             self.places[v] = place
         updates = _updates(results, carries)
         self.steps.append(
             LoopStep(
                 node, node.attrs["length"], node.attrs["reverse"], tuple(carries), tuple(slices),
-                tuple(inner.steps), updates, tuple(stacked), tuple(captured),
+                tuple(inner.steps), updates, tuple(stacked), tuple(captured), tuple(direct), node,
             )
         )  # fmt: skip
 
@@ -318,6 +336,44 @@ class Lowering:
         copy = new_view(TensorType(view.dtype, view.shape), "value", "carry", node.place)
         self.steps.append(CopyStep(view, copy, "carries that change places", node))
         return copy
+
+
+class _Moving:
+    """What the body of a loop reads and writes where it lies, turn by turn: slices and results that
+    only elementwise steps touch.  In a ragged loop nothing: its steps are cut to rows."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.body: Graph = node.attrs["body"]
+        self.users = self.body.users()
+
+    def slice(self, b: Value, whole: View) -> Turn | None:
+        """The moving view for a slice of `whole`; None where it has to be copied."""
+        if not whole.contiguous or b in self.body.outputs or not self._elementwise(b):
+            return None
+        return turn_of(whole, self.node)
+
+    def results(self, wholes: Sequence[View]) -> dict[Value, View]:
+        """The step results that can be written to their place in a stacked result."""
+        made = self.body.producers()
+        outputs = self.body.outputs
+        return {
+            v: turn_of(whole, self.node)
+            for v, whole in zip(outputs[self.node.attrs["carries"] :], wholes, strict=True)
+            if whole.contiguous and outputs.count(v) == 1 and self._elementwise(v)
+            and v in made and _is_elementwise(made[v])
+        }  # fmt: skip
+
+    def _elementwise(self, v: Value) -> bool:
+        if self.node.attrs.get("live") is not None:
+            return False
+        return all(map(_is_elementwise, self.users.get(v, ())))
+
+
+def _is_elementwise(node: Node) -> bool:
+    return node.op.name == "fused" or (
+        node.op.kind is Kind.ELEMENTWISE and node.op.numpy is not None
+    )
 
 
 def _updates(

@@ -83,7 +83,10 @@ class FusedStep:
 
 @dataclass(frozen=True, eq=False)
 class LoopStep:
-    """A loop over time.  Before it: carries are set; each turn: slices in, body, results out."""
+    """A loop over time.  Before it: carries are set; each turn: slices in, body, results out.
+
+    What the steps of the body can read or write where it lies is not copied: it has the views that
+    move with the turns of `turns`; the stacked results written so are `direct`."""
 
     node: Node
     length: Dim
@@ -94,6 +97,8 @@ class LoopStep:
     updates: tuple[tuple[Operand, View], ...]  # (new carry, the carry's place)
     stacked: tuple[tuple[Operand, View], ...]  # (a turn's result, the stacked result)
     captured: tuple[View, ...]  # read by the body, defined outside
+    direct: tuple[View, ...] = ()
+    turns: object = None
     rows: Rows | None = None  # of a ragged loop that can leave rows out
 
     @property
@@ -265,6 +270,7 @@ def writes(step: Step) -> Iterator[View]:
     elif isinstance(step, LoopStep):
         yield from (place for _, place in step.carries)
         yield from (place for _, place in step.stacked)
+        yield from step.direct
     elif isinstance(step, WhileStep):
         yield from (place for _, place in step.carries)
     else:

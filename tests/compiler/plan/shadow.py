@@ -27,7 +27,7 @@ from retrograde.compiler.plan.steps import (
     Tile,
     WhileStep,
 )
-from retrograde.compiler.plan.views import Operand, Storage, View
+from retrograde.compiler.plan.views import Operand, Storage, Turn, View
 
 Addresses = npt.NDArray[np.int64]
 
@@ -46,6 +46,7 @@ class Shadow:
         self.clock = 0
         self.accessed: dict[Storage, tuple[int, int]] = {}  # by the clock
         self.touched = 0
+        self.turns: dict[object, int] = {}  # of the loops that are at work
 
     def run(self) -> None:
         for view in self.schedule.inputs:
@@ -127,6 +128,7 @@ class Shadow:
         turns = range(length)[::-1] if step.reverse else range(length)
         for turn in turns:
             self.clock += 1
+            self.turns[step.turns] = turn
             for stacked, place in step.slices:
                 self.read(stacked, turn)
                 self.write(place)
@@ -177,6 +179,9 @@ class Shadow:
 
     def addresses(self, view: View, turn: int | None = None) -> Addresses:
         """The bytes of a view (of its part `turn` along the first axis)."""
+        if isinstance(view, Turn):
+            assert view.whole is not None
+            view, turn = view.whole, self.turns[view.loop]
         home = self.places[self.liveness.home(view.storage)]
         shape = [dims.evaluate(d, self.sizes) for d in view.shape]
         strides = [dims.evaluate(s, self.sizes) for s in view.strides]
