@@ -35,6 +35,7 @@ from retrograde.compiler.passes.scan_hoist import HoistScan
 from retrograde.compiler.passes.scan_sink import SinkScan
 from retrograde.compiler.passes.scan_truncate import truncation
 from retrograde.compiler.passes.simplify import Simplify
+from retrograde.compiler.passes.tables import TableProducts
 from retrograde.compiler.plan.build import Planned, loops_in_runs, plan_program, time_loops
 from retrograde.compiler.plan.recipe import Recipe, Runs, TimeLoop
 from retrograde.compiler.plan.schedule import Order
@@ -49,16 +50,15 @@ ALGEBRA: tuple[Stage, ...] = (
     ("fold", Fold()),
     ("cse", CSE()),
 )
-LOOPS: tuple[Stage, ...] = (
-    ("sink", SinkScan()),
-    ("hoist", HoistScan()),
+LOOPS: tuple[Stage, ...] = (("sink", SinkScan()), ("hoist", HoistScan()))
+END: tuple[Stage, ...] = (
     ("cse-again", CSE()),
     ("simplify-again", Simplify()),
     ("rows", RowProducts()),
     ("clean", DCE()),
     ("group", Group()),
 )
-PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS)
+PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS, *END)  # but for what depends on sizes
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,8 @@ def _recipe(
     """Runs the rest of the pipeline, and plans."""
     loops, runs = time_loops(graph), loops_in_runs(graph)
     sizes = {**sizes, **_reference_cuts(loops, runs, sizes)}
-    last = _staged(graph, (*LOOPS, ("order", Order(sizes))), options)
+    tables, order = ("tables", TableProducts(sizes)), ("order", Order(sizes))
+    last = _staged(graph, (*LOOPS, tables, *END, order), options)
     graph = last["order"]
     planned = plan_program(graph, sizes, inplace=options.reuse)
     own = dict.fromkeys(s for loop in loops for s in (loop.segment, loop.slots))

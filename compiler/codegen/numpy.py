@@ -358,8 +358,8 @@ class Printer:
 
 def whole_of(x: Turn) -> View:
     """The stacked array that a moving view is part of."""
-    assert x.whole is not None
-    return x.whole
+    assert x.stacked is not None
+    return x.stacked
 
 
 # Ops that the support library spells, by the name of its function.

@@ -251,7 +251,7 @@ class Lowering:
         stacked, direct = [], []
         for v, whole in zip(body.outputs[n:], wholes, strict=True):
             made = inner.places[v]
-            if isinstance(made, Turn) and made.whole is whole:
+            if isinstance(made, Turn) and made.stacked is whole:
                 direct.append(whole)
             else:
                 stacked.append((made, whole))

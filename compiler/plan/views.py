@@ -103,23 +103,22 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Turn(View):
-    """What one turn of a loop has of a stacked array: `whole` at the number of the turn.
+    """What one turn of a loop has of an array: `stacked` at the number of the turn.
 
     As a view it is that of turn 0, of which only shape and strides count; views of it cannot be
     made.  `loop` says whose turns are meant."""
 
-    whole: View | None = None
+    stacked: View | None = None
     loop: object = None
 
     def equals(self, other: Operand) -> bool:
         return isinstance(other, Turn) and self.loop is other.loop and super().equals(other)
 
 
-def turn_of(whole: View, loop: object) -> Turn:
-    """The view of `whole` that moves with the turns of `loop`."""
-    return Turn(
-        whole.storage, whole.dtype, whole.shape[1:], whole.strides[1:], whole.offset, whole, loop
-    )
+def turn_of(stacked: View, loop: object) -> Turn:
+    """The view of `stacked` that moves with the turns of `loop`."""
+    shape, strides = stacked.shape[1:], stacked.strides[1:]
+    return Turn(stacked.storage, stacked.dtype, shape, strides, stacked.offset, stacked, loop)
 
 
 @dataclass(frozen=True)

@@ -180,8 +180,8 @@ class Shadow:
     def addresses(self, view: View, turn: int | None = None) -> Addresses:
         """The bytes of a view (of its part `turn` along the first axis)."""
         if isinstance(view, Turn):
-            assert view.whole is not None
-            view, turn = view.whole, self.turns[view.loop]
+            assert view.stacked is not None
+            view, turn = view.stacked, self.turns[view.loop]
         home = self.places[self.liveness.home(view.storage)]
         shape = [dims.evaluate(d, self.sizes) for d in view.shape]
         strides = [dims.evaluate(s, self.sizes) for s in view.strides]

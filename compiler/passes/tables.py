@@ -1,0 +1,170 @@
+"""Products with rows of a table -> rows of the product with the table: Graph -> Graph.
+
+`take(E, i) @ W` is `take(E @ W, i)`: where a table has fewer rows than are taken from it, as an
+embedding of characters has, that saves most of the product.  So do its gradients: the rows are
+added up first, and what is left is a product with the table's rows.
+
+    dot(gather(E, i), W)               ->  gather(dot(E, W), i)
+    scatter_add(0, dot(G, W), i)       ->  dot(scatter_add(0, G, i), W)
+    dot(gather(E, i), G) over the i    ->  dot(E, scatter_add(0, G, i))
+
+Invariant: same values up to the order of summation; the indices are checked as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.builder import Builder, required
+from retrograde.compiler.ir.expr import Expr, zeros
+from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
+from retrograde.compiler.ir.registry import lookup
+from retrograde.compiler.passes.scan_sink import is_zero
+
+FEWER = 4  # how many times more rows have to be taken than the table has
+
+
+@dataclass(frozen=True)
+class TableProducts:
+    """Rewrites products with gathered rows, where at `sizes` the table is the smaller one."""
+
+    sizes: Mapping[str, int]
+
+    def __call__(self, graph: Graph) -> Graph:
+        if not any(node.op.name == "gather" for node in graph.nodes):
+            return graph
+        builder = Builder(graph.name, Expr)
+        builder.inputs.extend(graph.inputs)
+        builder.input_names.extend(graph.input_names)
+        renamed: dict[Value, Value] = {}
+        changed = False
+        makers = graph.producers()
+        with builder:
+            for node in graph.nodes:
+                node = node.with_inputs(renamed.get(v, v) for v in node.inputs)
+                with builder.located(node.loc, node.scope, node.origin):
+                    found = self._rewritten(node, makers, builder)
+                if found is None:
+                    builder.append(node)
+                else:
+                    changed = True
+                    renamed[node.output] = found.value
+        if not changed:
+            return graph
+        outputs = [renamed.get(v, v) for v in graph.outputs]
+        return builder.finish(outputs, graph.output_names, graph.aliases)
+
+    def _rewritten(
+        self, node: Node, makers: Mapping[Value, Node], builder: Builder
+    ) -> Expr | None:
+        if node.op.name == "scatter_add":
+            return self._scattered(node, makers, builder)
+        if node.op.name != "dot_general" or node.attrs["batch"] != ((), ()):
+            return None
+        for side in (0, 1):
+            rows = _rows(node.inputs[side], makers)
+            if rows is not None and self._smaller(rows):
+                found = _product(node, side, rows, builder)
+                if found is not None:
+                    return found
+        return None
+
+    def _smaller(self, rows: _Rows) -> bool:
+        table = dims.evaluate(rows.table.shape[0], self.sizes)
+        return FEWER * table <= dims.evaluate(rows.indices.type.size, self.sizes)
+
+    def _scattered(
+        self, node: Node, makers: Mapping[Value, Node], builder: Builder
+    ) -> Expr | None:
+        """A scatter into zeros of rows that a product made."""
+        into, updates, *indices = node.inputs
+        dot, perm = makers.get(updates), None
+        if node.attrs["axes"] != (0,) or len(indices) != 1 or into.type.ndim != 2:
+            return None
+        if dot is not None and dot.op.name == "transpose":
+            order = dot.attrs["perm"]
+            if order[-1] != len(order) - 1:
+                return None
+            perm = tuple(order.index(i) for i in range(len(order) - 1))
+            dot = makers.get(dot.inputs[0])
+        if dot is None or dot.op.name != "dot_general" or dot.attrs["batch"] != ((), ()):
+            return None
+        g, w = dot.inputs
+        rank = indices[0].type.ndim
+        if g.type.ndim != rank + 1 or dot.attrs["contract"][0] != (rank,) or w.type.ndim != 2:
+            return None
+        rows = _Rows(into, indices[0], perm, node.attrs["wrap"])
+        if not is_zero(into, makers) or not self._smaller(rows):
+            return None
+        total = rows.added(Expr(g, builder))
+        contract = ((1,), dot.attrs["contract"][1])
+        return _dot(total, Expr(w, builder), contract)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a two-dimensional table, taken along its first axis; `perm` is the order in which
+    the axes of the indices stand."""
+
+    table: Value
+    indices: Value
+    perm: tuple[int, ...] | None
+    wrap: bool
+
+    def at(self, builder: Builder) -> Expr:
+        """The indices in the order in which the rows stand."""
+        found = Expr(self.indices, builder)
+        if self.perm is None:
+            return found
+        out: Expr = lookup("transpose")(found, perm=self.perm)
+        return out
+
+    def added(self, g: Expr) -> Expr:
+        """Zeros like the table, as wide as `g`, with the rows of `g` added at the indices."""
+        builder = required()
+        into = zeros(TensorType(g.dtype, (self.table.shape[0], g.shape[-1])))
+        out: Expr = lookup("scatter_add")(into, g, self.at(builder), axes=(0,), wrap=self.wrap)
+        return out
+
+
+def _product(node: Node, side: int, rows: _Rows, builder: Builder) -> Expr | None:
+    """The product `node`, whose operand `side` is rows of a table, by way of the table."""
+    mine, theirs = node.attrs["contract"][side], node.attrs["contract"][1 - side]
+    other = Expr(node.inputs[1 - side], builder)
+    table = Expr(rows.table, builder)
+    rank = rows.indices.type.ndim
+    if side == 0 and mine == (rank,):
+        product = _dot(table, other, ((1,), theirs))
+        out: Expr = lookup("gather")(product, rows.at(builder), axes=(0,), wrap=rows.wrap)
+        return out
+    over_rows = tuple(range(rank))
+    if mine == theirs == over_rows and other.ndim == rank + 1:
+        total = rows.added(other)
+        return _dot(total, table, ((0,), (0,))) if side else _dot(table, total, ((0,), (0,)))
+    return None
+
+
+def _dot(a: Expr, b: Expr, contract: tuple[tuple[int, ...], tuple[int, ...]]) -> Expr:
+    out: Expr = lookup("dot_general")(a, b, contract=contract, batch=((), ()))
+    return out
+
+
+def _rows(v: Value, makers: Mapping[Value, Node]) -> _Rows | None:
+    """What `v` takes from a table, also where its leading axes changed places."""
+    node = makers.get(v)
+    if node is None:
+        return None
+    if node.op.name == "transpose":
+        perm = node.attrs["perm"]
+        inner = _rows(node.inputs[0], makers)
+        if inner is None or inner.perm is not None or perm[-1] != len(perm) - 1:
+            return None
+        return _Rows(inner.table, inner.indices, perm[:-1], inner.wrap)
+    if node.op.name != "gather" or node.attrs["axes"] != (0,) or len(node.inputs) != 2:
+        return None
+    table, indices = node.inputs
+    if table.type.ndim != 2 or not table.dtype.is_float:
+        return None
+    return _Rows(table, indices, None, node.attrs["wrap"])
