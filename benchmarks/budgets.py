@@ -5,7 +5,8 @@
 
 Activations are what the plan has on top of the inputs; a budget is given as a share of what they
 are when everything is kept.  Times are ratios to that, in turns A B A B; "measured" is VmHWM of a
-fresh process less what is resident without the problem (benchmarks/measure.py).
+fresh process less what is resident without the problem, the packing buffers of BLAS included
+(benchmarks/measure.py).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parse_arguments(arguments)
-    console = Console(width=120)
+    console = Console(width=140)
     for every_state in (False, True):
         problem = LoopProblem(given.width, given.batch, given.length, every_state)
         console.print(_table(problem, given))
