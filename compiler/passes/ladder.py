@@ -1,7 +1,7 @@
 """The ladder: what may be done about loops over time when memory is short -> recipes to be.
 
 Each rung is a way to compile the same graph.  Invariant: the first rung is the program as it is
-without a budget; the factors by which operations take longer are measured (docs/performance.md).
+without a budget.  The factors are estimates: they only tell apart recipes that do the same work.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SEGMENTS: Stage = ("segments", SegmentScans())
 
 @dataclass(frozen=True)
 class Rung:
-    """A recipe to be: its name, its passes on the outermost loops, and by what factor its
+    """A recipe to be: its name, its passes on the outermost loops, and by about what factor its
     operations take longer than those of the first one."""
 
     name: str
