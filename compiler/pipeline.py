@@ -138,14 +138,15 @@ def _compile(graph: Graph, options: Options | None) -> CompiledGraph:
     truncated = tuple(truncation(start))
     made: list[CompiledRecipe] = []
     seen: set[str] = set()
-    for rung in ladder(bool(truncated), options.budget is not None):
+    asked = any(node.attrs.get("slots") is not None for node in start.nodes)
+    for rung in ladder(bool(truncated), options.budget is not None, asked):
         changed = _staged(start, rung.passes, options, inside=False)
         end = changed[rung.passes[-1][0]] if rung.passes else start
         if options.budget is not None or truncated:
             if (text := end.text()) in seen:
                 continue  # there is nothing in the graph for this recipe
             seen.add(text)
-        limits = () if rung.passes else truncated
+        limits = () if rung.passes else truncated  # the first rung cuts nothing
         made.append(_recipe(rung, end, {**stages, **changed}, symbols, limits, sizes, options))
     planned = made[0].planned
     program = Program(
@@ -191,7 +192,7 @@ def _recipe(
     last = _staged(graph, (*LOOPS, tables, *END, order), options)
     graph = last["order"]
     planned = plan_program(graph, sizes, inplace=options.reuse)
-    own = dict.fromkeys(s for loop in loops for s in (loop.segment, loop.slots))
+    own = dict.fromkeys(s for loop in loops for s in (loop.segment, loop.slots) if s)
     own |= dict.fromkeys(part.name for part in runs)
     everything = (*symbols, *(dims.symbols(dims.dim(s))[0] for s in own))
     source = print_schedule(
@@ -212,7 +213,7 @@ def _reference_cuts(
     cuts = {part.name: part.steps for part in runs}
     for loop in loops:
         length = max(1, dims.evaluate(loop.length, sizes))
-        cuts[loop.segment] = max(1, math.isqrt(length) // 3)
+        cuts[loop.segment] = 1 if loop.given else max(1, math.isqrt(length) // 3)
         cuts[loop.slots] = -(-length // cuts[loop.segment])
     return cuts
 

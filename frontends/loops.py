@@ -6,13 +6,13 @@ and what it uses from outside.  Invariant: a carry leaves the body as the type t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from retrograde import scopes, tree
-from retrograde.compiler.errors import DTypeError, ShapeError, TraceError
+from retrograde.compiler.errors import DataError, DTypeError, ShapeError, TraceError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.builder import current
 from retrograde.compiler.ir.dims import Dim, Poly
@@ -47,6 +47,7 @@ def scan(
     reverse: bool = False,
     lengths: Any = None,
     truncate: int | None = None,
+    slots: int | None = None,
 ) -> tuple[Any, Any]:
     """Runs `body(carry, x) -> (carry, y)` over axis 0 of `xs`; returns (last carry, stacked ys).
 
@@ -65,6 +66,10 @@ def scan(
     Williams & Peng 1990), where the row has the steps on both sides.  The default is what
     `compile_training(truncate=…)` says, else no cut.
 
+    `slots` keeps at most so many states of the loop for its gradient, and no other residuals: the
+    steps between are run again, as few as can be for that many slots (Griewank & Walther 2000).  It
+    holds for outermost loops; a `budget` chooses for itself.
+
     Raises ShapeError or DTypeError where a carry changes its type, or has no batch with `lengths`,
     naming the leaf."""
     if not isinstance(reverse, (bool, np.bool_)):
@@ -73,29 +78,32 @@ def scan(
             "the loop is traced: choose between two loops with rg.cond"
         )
     reverse, steps_back = bool(reverse), truncation(truncate)
+    if slots is not None and size_of("slots", slots) < 1:
+        raise DataError(f"{where()}scan: slots={slots}: give at least 1, or None to keep all")
     if not is_traced():
 
         def call(init: Any, xs: Any, lengths: Any = None) -> Any:
             return scan(
-                body, init, xs, length=length, reverse=reverse, lengths=lengths, truncate=truncate
-            )
+                body, init, xs, length=length, reverse=reverse, lengths=lengths,
+                truncate=truncate, slots=slots,
+            )  # fmt: skip
 
         if length is not None and not isinstance(length, Poly):
             length = size_of("length", length)
-        run = shared_jit(body, ("scan", length, reverse, truncate), call)
+        run = shared_jit(body, ("scan", length, reverse, truncate, slots), call)
         ends = () if lengths is None else (np.asarray(lengths),)
         out: tuple[Any, Any] = run(init, xs, *ends)
         return out
     (init, xs), body = lifted((init, xs)), again(body)
     steps = _steps(xs, length)
-    live = None
+    marks = {"truncate": steps_back, "slots": slots}
     if lengths is not None:
         body, xs = masked(body, init, xs, lifted(lengths), steps)
-        live = len(tree.leaves(xs)) - 1
+        marks["live"] = len(tree.leaves(xs)) - 1  # the mask of the rows that have the step
     if isinstance(current(), EagerBuilder):
         return _one_by_one(body, init, xs, int(steps), reverse, steps_back)
     slices, structure = tree.flatten(xs)
-    return _scan(body, init, slices, structure, steps, reverse, steps_back, live)
+    return _scan(body, init, slices, structure, steps, reverse, marks)
 
 
 def _steps(xs: Any, length: Dim | None) -> Dim:
@@ -139,9 +147,9 @@ def _length(slices: list[Expr], paths: list[str], length: Dim | None) -> Dim:
 
 def _scan(
     body: Body, init: Any, slices: list[Any], structure: tree.TreeDef, steps: Dim, reverse: bool,
-    steps_back: int | None = None, live: int | None = None,
+    marks: Mapping[str, int | None] | None = None,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """The node; `live` is the place among the slices of the mask of rows that have the step."""
+    """The node, with those of `marks` that are set among its attributes."""
     leaves, carried = tree.flatten(init)
     paths = _paths(carried)
     entering = [expression(x, path) for x, path in zip(leaves, paths, strict=True)]
@@ -172,8 +180,7 @@ def _scan(
         made = traced()
     attrs = {
         "body": made.graph, "carries": n, "slices": len(xs), "length": steps, "reverse": reverse,
-        **({} if steps_back is None else {"truncate": steps_back}),
-        **({} if live is None else {"live": live}),
+        **{name: mark for name, mark in (marks or {}).items() if mark is not None},
     }  # fmt: skip
     if not made.graph.outputs and not any(map(has_effect, made.graph.nodes)):
         return init, tree.unflatten(made.structure, [])[1]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.passes.scan_join import JoinScan
 from retrograde.compiler.passes.scan_lean import LeanScans
-from retrograde.compiler.passes.scan_segments import SegmentScans
+from retrograde.compiler.passes.scan_segments import EACH, SegmentScans
 from retrograde.compiler.passes.scan_truncate import TruncateScans
 
 Stage = tuple[str, Callable[[Graph], Graph]]
@@ -23,6 +23,7 @@ LEAN: Stage = ("lean", LeanScans())
 PRODUCTS: Stage = ("lean", LeanScans(products=True))
 TRUNCATE: Stage = ("truncate", TruncateScans())
 SEGMENTS: Stage = ("segments", SegmentScans())
+ASKED: Stage = ("segments", SegmentScans(segment=EACH, asked=True))
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,14 @@ class Rung:
     slower: float = 1.0
 
 
-def ladder(truncated: bool, budget: bool) -> Iterator[Rung]:
-    """What binding sizes may choose from; the first is taken wherever it serves and fits."""
+def ladder(truncated: bool, budget: bool, asked: bool = False) -> Iterator[Rung]:
+    """What binding sizes may choose from; the first is taken wherever it serves and fits.
+
+    `truncated`: there are loops whose gradient is cut; `asked`: loops that say how many states to
+    keep, which a budget overrules."""
+    if asked and not budget:
+        yield Rung("keep the states asked for", (ASKED,))
+        return
     yield Rung("keep everything")
     if truncated:
         yield Rung("run by run", (MERGE, TRUNCATE, SEGMENTS))

@@ -32,22 +32,30 @@ from retrograde.compiler.passes.scan_pairs import (
 )
 
 SEGMENT, SLOTS = "segment", "slots"  # the plan's symbols: steps of a segment, states kept
+EACH = "each"  # the symbol for segments of one step, where a scan says how many states to keep
 
 
 @dataclass(frozen=True)
 class SegmentScans:
-    """Turns each pair of a scan and its reverse scan into a sweep and a replay."""
+    """Turns each pair of a scan and its reverse scan into a sweep and a replay.
+
+    With `asked`, only those whose scan has the attribute `slots`: it keeps so many states, and a
+    segment is one step."""
 
     segment: str = SEGMENT
     slots: str = SLOTS
+    asked: bool = False
 
     def __call__(self, graph: Graph) -> Graph:
         pairs = find_pairs(graph)
+        if self.asked:
+            pairs = [pair for pair in pairs if pair.forward.attrs.get("slots") is not None]
         if not pairs:
             return graph
         taken = graph.symbols()
         if self.segment in taken or self.slots in taken:  # the user's names stay the user's
-            return replace(self, segment=self.segment + "_", slots=self.slots + "_")(graph)
+            other = replace(self, segment=self.segment + "_", slots=self.slots + "_")
+            return other(graph)
         forward = {pair.forward: pair for pair in pairs}
         backward = {pair.backward: pair for pair in pairs}
         returned = set(graph.outputs)
@@ -70,8 +78,9 @@ class SegmentScans:
                 nodes.append(node)
         return graph.replace(nodes=tuple(nodes))
 
-    def _sizes(self) -> tuple[Dim, Dim]:
-        return dims.dim(self.segment), dims.dim(self.slots)
+    def _sizes(self, pair: ScanPair) -> tuple[Dim, Dim]:
+        slots: Dim = pair.forward.attrs["slots"] if self.asked else dims.dim(self.slots)
+        return dims.dim(self.segment), slots
 
     def _forward(
         self, name: str, pair: ScanPair, slices: Sequence[Value], constants: Sequence[Value],
@@ -90,7 +99,7 @@ class SegmentScans:
     def _sweep(self, pair: ScanPair, needed: Sequence[Value]) -> Node:
         """The forward scan, which returns the last carries, `needed`, the kept states and the
         residuals of the last segment."""
-        node, (segment, slots) = pair.forward, self._sizes()
+        node, (segment, slots) = pair.forward, self._sizes(pair)
         n = node.attrs["carries"]
         carries = node.inputs[:n]
         slices = list(dict.fromkeys(slices_of(node)))
@@ -115,7 +124,7 @@ class SegmentScans:
 
     def _replay(self, pair: ScanPair, swept: Node) -> Node:
         """The reverse scan from what the sweep kept."""
-        first, last, (segment, slots) = pair.forward, pair.backward, self._sizes()
+        first, last, (segment, slots) = pair.forward, pair.backward, self._sizes(pair)
         n, k, r = first.attrs["carries"], last.attrs["carries"], len(pair.read)
         made = set(pair.read)
         given = [v for v in slices_of(last) if v not in made]

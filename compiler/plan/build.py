@@ -88,10 +88,12 @@ def time_loops(graph: Graph) -> tuple[TimeLoop, ...]:
             dims.substitute(graph_cost(attrs[name]), {attrs["symbol"]: 1})
             for name in ("advance", "again")
         )
+        slots = attrs["slots"]
+        given = slots if isinstance(slots, int) else None
         found.append(
             TimeLoop(
-                attrs["length"], step, again, attrs["symbol"], str(attrs["slots"]),
-                attrs.get("truncate"),
+                attrs["length"], step, again, attrs["symbol"], "" if given else str(slots),
+                attrs.get("truncate"), given,
             )
         )  # fmt: skip
     return tuple(found)

@@ -66,6 +66,9 @@ def _ways(
         cost = dims.evaluate(recipe.work, sizes) * recipe.slower
         yield Choice(index, recipe, dict(sizes), height, cost, {})
         return
+    if all(loop.given for loop in recipe.loops):
+        yield _at(index, recipe, sizes, 1, 1)
+        return
     longest = max(dims.evaluate(loop.length, sizes) for loop in recipe.loops)
     most_steps = min((loop.longest for loop in recipe.loops if loop.longest), default=longest)
     for segment in _segment_lengths(longest, most_steps):
@@ -96,13 +99,15 @@ def _ways(
 def _at(index: int, recipe: Recipe, sizes: Mapping[str, int], segment: int, slots: int) -> Choice:
     full = dict(sizes)
     for loop in recipe.loops:
-        full[loop.segment], full[loop.slots] = segment, slots
+        full[loop.segment] = segment
+        if not loop.given:
+            full[loop.slots] = slots
     cost: float = dims.evaluate(recipe.work, full)
     again: dict[str, int] = {}
     for loop in recipe.loops:
         length = dims.evaluate(loop.length, sizes)
         count = -(-length // segment)
-        parts = recomputed(count, slots)
+        parts = recomputed(count, loop.given or slots)
         # The first segment is the shorter one, and runs again most often: an upper bound.
         steps, with_residuals = parts * segment, max(0, length - segment)
         again[loop.segment] = again.get(loop.segment, 0) + steps + with_residuals

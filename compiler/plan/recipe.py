@@ -22,7 +22,8 @@ from retrograde.compiler.plan.specs import BufferSpec
 class TimeLoop:
     """A loop that is cut into segments: its steps, and the operations of running one of them
     forward once more, without residuals (`step`) and with them (`again`); the names of the plan's
-    symbols for its segments and the states kept.  `longest`: the most steps of a segment."""
+    symbols for its segments and the states kept.  `longest`: the most steps of a segment.
+    `given`: the states that are kept, with segments of one step, where the scan says so."""
 
     length: Dim
     step: Dim
@@ -30,6 +31,7 @@ class TimeLoop:
     segment: str
     slots: str
     longest: int | None = None
+    given: int | None = None
 
 
 @dataclass(frozen=True)

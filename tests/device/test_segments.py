@@ -222,3 +222,25 @@ def test_a_size_may_be_called_as_the_plans_symbols_are(device: Device) -> None:
     given = [rng.standard_normal(D), rng.standard_normal((9, D))]
     (found,) = Executable(program, device).run(given, at)
     np.testing.assert_allclose(found, evaluate(graph, given)[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5, 30])
+def test_a_loop_keeps_the_states_it_is_asked_to(slots: int, device: Device) -> None:
+    def total(w: Any, x: Any, h: Any, **how: Any) -> Any:
+        h, _ = rg.scan(lambda h, x: (rnp.tanh(h @ w + x), None), h, x, **how)
+        return rnp.sum(h**2)
+
+    specs = rg.spec("f64", D, D), rg.spec("f64", "T", "B", D), rg.spec("f64", "B", D)
+    lean = rg.trace(rg.grad(lambda *a: total(*a, slots=slots)), *specs)
+    whole = rg.trace(rg.grad(total), *specs)
+    made = compile_graph(lean, MODES["plain"])
+    run = Executable(made.program, device)
+    for steps in (1, 2, 11):
+        rng = np.random.default_rng(steps)
+        given = [rng.standard_normal(s) for s in ((D, D), (steps, 2, D), (2, D))]
+        sizes = {"B": 2, "T": steps}
+        (found,) = run.run(given, sizes)
+        np.testing.assert_allclose(found, evaluate(whole, given)[0], rtol=1e-12, atol=1e-13)
+        plan = made.program.plan(sizes)
+        assert plan.recomputed_steps == recomputed(steps, slots) + steps - 1
+        assert plan.plan_sizes == {"each": 1}

@@ -10,7 +10,7 @@ import pytest
 
 import retrograde as rg
 import retrograde.numpy as rnp
-from retrograde.errors import DTypeError, ShapeError, TraceError
+from retrograde.errors import DataError, DTypeError, ShapeError, TraceError
 
 XS, H = np.ones((4, 3)), np.zeros(3)
 PAIR = r"must return a tuple \(carry, y\)"
@@ -132,3 +132,9 @@ def test_numbers_take_the_type_of_the_carry_in_eager_mode_too() -> None:
     for a, b in zip(rg.tree.leaves(compiled), rg.tree.leaves(stepped), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("slots", [0, -1, "many", 1.5])
+def test_slots_are_a_number_of_states(slots: Any) -> None:
+    with pytest.raises((DataError, ShapeError), match=r"test_scan_misfits\.py.*slots"):
+        rg.scan(lambda c, x: (c + x, None), 0.0, np.ones(3, np.float32), slots=slots)
