@@ -44,6 +44,22 @@ def loop_lines(graph: Graph, plan: MemoryPlan | None) -> list[str]:
     return [*lines, *_segment_lines(graph, plan)]
 
 
+def product_cost(graph: Graph) -> Dim:
+    """The operations of the matrix products, those in loops at every step."""
+    total: Dim = 0
+    for node in graph.nodes:
+        if node.op.name == "dot_general":
+            types = [v.type for v in node.inputs], [v.type for v in node.outputs]
+            total = total + node.op.cost(*types, node.attrs)
+        elif node.op.name == "scan":
+            total = total + product_cost(node.attrs["body"]) * node.attrs["length"]
+        elif node.op.name in ("scan_sweep", "scan_replay"):
+            body = node.attrs["advance" if node.op.name == "scan_sweep" else "retreat"]
+            sizes = {node.attrs["symbol"]: node.attrs["length"]}
+            total = total + dims.substitute(product_cost(body), sizes)
+    return total
+
+
 def _every(graph: Graph) -> Iterator[Node]:
     for node in graph.nodes:
         yield from nested(node)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from retrograde.compiler.errors import ShapeError
-from retrograde.compiler.inspect.loops import loop_lines
+from retrograde.compiler.inspect.loops import loop_lines, product_cost
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph
@@ -91,19 +91,13 @@ def _steps(schedule: Schedule, graph: Graph, plan: MemoryPlan | None) -> list[st
     kinds = Counter(map(_kind, every))
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     lines = ["", f"steps: {len(every)} ({listed})" if every else "steps: none"]
-    work: dict[str, Dim] = {}
-    for node in graph.nodes:
-        types = [v.type for v in node.inputs], [v.type for v in node.outputs]
-        cost = node.op.cost(*types, node.attrs)
-        kind = "products" if node.op.name == "dot_general" else "other"
-        work[kind] = work.get(kind, 0) + cost
-    total = sum(work.values(), 0)
+    total, products = graph_cost(graph), product_cost(graph)
     if plan is None:
         lines.append(f"work: {_short(total)} operations")
         return lines
     sizes = {**plan.sizes, **plan.plan_sizes}
     operations = dims.evaluate(total, sizes)
-    share = dims.evaluate(work.get("products", 0), sizes) / max(1, operations)
+    share = dims.evaluate(products, sizes) / max(1, operations)
     lines.append(f"work: {_count(operations)} operations, {share:.0%} in matrix products")
     return lines
 

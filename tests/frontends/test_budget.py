@@ -3,6 +3,7 @@ size; a smaller budget never takes more; the gradient stays what it was."""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
@@ -173,6 +174,8 @@ def test_the_report_tells_what_the_budget_made_of_the_loop() -> None:
     assert f"in {count} segments of {cut['segment']} steps, {cut['slots']} of the states" in text
     assert f"{plan.recomputed_steps} steps run forward again" in text
     assert plan.recipe in text
+    share = re.search(r"(\d+)% in matrix products", text)
+    assert share is not None and 40 < int(share[1]) < 100  # those in loops are counted
     assert "budget" in text
     assert "segment" in str(c.peak())
 
