@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.measure import Contender
 from benchmarks.problem import LSTMProblem
+from benchmarks.retrograde_training import training_contender
 
 
 def loss_of(w: Any, tokens: Any, targets: Any) -> Any:
@@ -37,29 +38,4 @@ def loss_and_gradients(problem: LSTMProblem) -> tuple[float, dict[str, Any]]:
 
 def contender(problem: LSTMProblem, threads: int, *, backend: str = "numpy") -> Contender:
     """The compiled training step of the problem, ready to run."""
-    import retrograde as rg
-
-    ids = rg.spec("i32", "T", "B")
-    compiled = rg.compile_training(
-        loss_of,
-        problem.weights(),
-        rg.optim.AdamW(problem.learning_rate, betas=(0.9, 0.95), weight_decay=problem.weight_decay),
-        batch={"tokens": ids, "targets": ids},
-        backend=backend,
-        threads=threads,
-        clip_norm=problem.clip_norm,
-        at={"B": problem.batch, "T": problem.length},
-    )
-    tokens, targets = problem.tokens_and_targets()
-
-    def step() -> tuple[float, float]:
-        metrics = compiled(tokens=tokens, targets=targets)
-        return float(metrics["loss"]), float(metrics["grad_norm"])
-
-    plan = compiled.plan(B=problem.batch, T=problem.length)
-    return Contender(
-        step=step,
-        persistent_bytes=problem.persistent_bytes,
-        planned_peak_bytes=plan.peak_bytes,
-        arena_bytes=plan.arena_bytes,
-    )
+    return training_contender(loss_of, problem.weights(), problem, ("T", "B"), threads, backend)

@@ -23,6 +23,7 @@ from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.verify import verify
 from retrograde.compiler.ops.region import graph_cost
+from retrograde.compiler.ops.segments import segment_count
 from retrograde.compiler.passes.cse import CSE
 from retrograde.compiler.passes.dce import DCE
 from retrograde.compiler.passes.expand import Expand
@@ -214,7 +215,7 @@ def _reference_cuts(
     for loop in loops:
         length = max(1, dims.evaluate(loop.length, sizes))
         cuts[loop.segment] = 1 if loop.given else max(1, math.isqrt(length) // 3)
-        cuts[loop.slots] = -(-length // cuts[loop.segment])
+        cuts[loop.slots] = segment_count(length, cuts[loop.segment])
     return cuts
 
 

@@ -12,6 +12,7 @@ from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph, Node
 from retrograde.compiler.ops.region import graph_cost, nested
+from retrograde.compiler.ops.segments import segment_count
 from retrograde.compiler.program import MemoryPlan
 
 _MOVED = {"hoist": "hoisted out of loops", "sink": "sunk behind loops"}
@@ -98,7 +99,7 @@ def _segment_lines(graph: Graph, plan: MemoryPlan | None) -> list[str]:
         length = dims.evaluate(node.attrs["length"], sizes)
         segment = dims.evaluate(node.attrs["segment"], sizes)
         slots = dims.evaluate(node.attrs["slots"], sizes)
-        count = -(-length // segment)
+        count = segment_count(length, segment)
         lines.append(
             f"  {node.place}: in {count} segments of {segment} steps, {slots} of the states that "
             "enter them kept"

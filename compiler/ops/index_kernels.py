@@ -66,13 +66,16 @@ def add_rows(xp: Any, out: Any, idx: Any, rows: Any, wrap: bool = True) -> None:
 def _add_ordered(out: Any, idx: Any, rows: Any) -> None:
     """Adds row by row, by runs of equal indices where those are long."""
     width = out.size // out.shape[0]
-    places = np.where(idx < 0, idx + out.shape[0], idx)
-    if width < NARROW or len(idx) < SHORT_RUN * len(np.unique(places)):
+    if width < NARROW:
         _add_flat(out, idx, rows)
         return
+    places = np.where(idx < 0, idx + out.shape[0], idx)
     order = np.argsort(places, kind="stable")
     found = places[order]
     starts = np.flatnonzero(np.r_[True, found[1:] != found[:-1]])
+    if len(idx) < SHORT_RUN * len(starts):
+        _add_flat(out, idx, rows)
+        return
     rows, flat = rows.reshape(len(idx), width), out.reshape(len(out), width)
     count = max(2, BLOCK_BYTES // (rows.itemsize * width))
     block = np.empty((count, width), out.dtype)

@@ -25,7 +25,7 @@ from retrograde.compiler.ir.graph import Attrs, Graph, TensorType, Value, same_t
 from retrograde.compiler.ir.op import Op
 from retrograde.compiler.ir.registry import Kind, NotDifferentiable, register
 from retrograde.compiler.ops.region import graph_cost
-from retrograde.compiler.ops.scan import stacked
+from retrograde.compiler.ops.scan import parts, stacked
 
 _MADE_LATE = NotDifferentiable("it is made from a scan that was differentiated", refuses=True)
 
@@ -48,12 +48,6 @@ def segments(
         begin += steps
 
 
-def sweep_parts(items: Sequence[Any], attrs: Attrs) -> tuple[list[Any], list[Any], list[Any]]:
-    """Operands as carries, stacked operands, constants."""
-    n, m = attrs["carries"], attrs["carries"] + attrs["slices"]
-    return list(items[:n]), list(items[n:m]), list(items[m:])
-
-
 @dataclass(frozen=True)
 class ReplayParts:
     """The operands of a replay: kept states, residuals of the last segment, carries of the way
@@ -68,11 +62,11 @@ class ReplayParts:
     @classmethod
     def of(cls, items: Sequence[Any], attrs: Attrs) -> ReplayParts:
         counts = (attrs["states"], attrs["residuals"], attrs["carries"], attrs["slices"])
-        parts, start = [], 0
+        found, start = [], 0
         for count in counts:
-            parts.append(list(items[start : start + count]))
+            found.append(list(items[start : start + count]))
             start += count
-        states, residuals, carries, slices = parts
+        states, residuals, carries, slices = found
         return cls(states, residuals, carries, slices, list(items[start:]))
 
 
@@ -102,7 +96,7 @@ def _expect(got: Sequence[TensorType], want: Sequence[TensorType]) -> None:
 def _sweep_infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
     advance: Graph = attrs["advance"]
     n = attrs["carries"]
-    carries, slices, constants = sweep_parts(advance.inputs, attrs)
+    carries, slices, constants = parts(advance.inputs, attrs)
     _expect(
         types,
         [*(v.type for v in carries), *_per_segment(slices, attrs, "an operand"),
@@ -134,7 +128,7 @@ def _sized(body: Any, attrs: Attrs, steps: int) -> Any:
 
 def _sweep_evaluate(attrs: Attrs, *arrays: Any) -> Any:
     """The snapshots are zeros but for the initial state, from which a replay can find the rest."""
-    carries, slices, constants = sweep_parts(arrays, attrs)
+    carries, slices, constants = parts(arrays, attrs)
     n, length = attrs["carries"], attrs["length"]
     shapes = attrs["advance"].output_types
     ys = [np.empty((length, *shape[1:]), dtype) for dtype, shape in shapes[n:]]
@@ -222,13 +216,13 @@ def _replay_evaluate(attrs: Attrs, *arrays: Any) -> Any:
     ys = [np.empty((length, *shape[1:]), dtype) for dtype, shape in shapes[k:]]
     state = [rows[0] for rows in given.states]
     entering = []
-    parts = list(_cut(attrs))
-    for start, steps in parts:
+    cut = list(_cut(attrs))
+    for start, steps in cut:
         entering.append(state)
         fixed = [*(x[start : start + steps] for x in given.slices), *given.constants]
         state = list(_sized(attrs["advance"], attrs, steps)(*state, *fixed))
     carries = given.carries
-    for (start, steps), state in zip(reversed(parts), reversed(entering), strict=True):
+    for (start, steps), state in zip(reversed(cut), reversed(entering), strict=True):
         part = slice(start, start + steps)
         fixed = [*(x[part] for x in given.slices), *given.constants]
         residuals = _sized(attrs["again"], attrs, steps)(*state, *fixed)

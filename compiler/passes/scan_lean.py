@@ -68,8 +68,8 @@ class _Lean:
 
     @property
     def saves(self) -> bool:
-        """Whether something is computed again, and all of that can be."""
-        return bool(self.again) and not any(effects_of(node) for node in self.again)
+        """Whether something is computed again."""
+        return bool(self.again)
 
     def _provide(self, v: Value) -> None:
         if v in self.given or v in self.kept or v in self.free:

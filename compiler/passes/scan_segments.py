@@ -161,6 +161,7 @@ class SegmentGraph:
         self.builder = Builder(name, Expr)
         self.segment = segment
         self.known: dict[Value, Expr] = {}
+        self.fixed: dict[Value, Expr] = {}  # those that are read whole
 
     def whole(self, types: Sequence[TensorType], name: str) -> list[Expr]:
         return [self.builder.input(t, name) for t in types]
@@ -205,9 +206,11 @@ def _truncated(node: Node) -> dict[str, object]:
 
 
 def region(
-    node: Node, op: str, inputs: Sequence[Value], outputs: Sequence[Value], attrs: dict[str, object]
-) -> Node:
+    node: Node, op: str, inputs: Sequence[Value], outputs: Sequence[Value],
+    attrs: dict[str, object], made_by: str = "segments",
+) -> Node:  # fmt: skip
+    """The region op that takes the place of the scan `node`."""
     return Node(
         next_id(), lookup(op), tuple(inputs), attrs, tuple(outputs), node.loc, node.scope,
-        Origin(node.origin.role, "segments", (node.id, *node.origin.ancestors[:3])),
+        Origin(node.origin.role, made_by, (node.id, *node.origin.ancestors[:3])),
     )  # fmt: skip

@@ -139,6 +139,7 @@ class TruncateScans:
                     "segment": segment, "symbol": self.run, "slots": 1, "kept": 0,
                     "rest_last": True, "truncate": first.attrs["truncate"],
                 },
+                made_by="truncate",
             ),
         ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from retrograde.compiler.ir import dims
+from retrograde.compiler.ops.segments import segment_count
 from retrograde.compiler.plan.recipe import Recipe
 from retrograde.compiler.plan.revolve import recomputed
 
@@ -72,7 +73,7 @@ def _ways(
     longest = max(dims.evaluate(loop.length, sizes) for loop in recipe.loops)
     most_steps = min((loop.longest for loop in recipe.loops if loop.longest), default=longest)
     for segment in _segment_lengths(longest, most_steps):
-        most = max(1, -(-longest // segment) - 1)
+        most = max(1, segment_count(longest, segment) - 1)
 
         def at(slots: int, segment: int = segment) -> Choice:
             return _at(index, recipe, sizes, segment, slots)
@@ -106,7 +107,7 @@ def _at(index: int, recipe: Recipe, sizes: Mapping[str, int], segment: int, slot
     again: dict[str, int] = {}
     for loop in recipe.loops:
         length = dims.evaluate(loop.length, sizes)
-        count = -(-length // segment)
+        count = segment_count(length, segment)
         parts = recomputed(count, loop.given or slots)
         # The first segment is the shorter one, and runs again most often: an upper bound.
         steps, with_residuals = parts * segment, max(0, length - segment)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph, Node, Value
-from retrograde.compiler.ops.segments import ReplayParts, sweep_parts
+from retrograde.compiler.ops.scan import parts
+from retrograde.compiler.ops.segments import ReplayParts
 from retrograde.compiler.plan.in_place import takes_over
 from retrograde.compiler.plan.steps import (
     CopyStep,
@@ -35,7 +36,7 @@ def lower_sweep(outer: Lowering, node: Node) -> SweepStep:
     n = node.attrs["carries"]
     advance: Graph = node.attrs["advance"]
     ends = n, len(advance.outputs), len(advance.outputs) + node.attrs["kept"]
-    init, slices, constants = sweep_parts(node.inputs, node.attrs)
+    init, slices, constants = parts(node.inputs, node.attrs)
     carries = [_carry(outer, v, node) for v in init]
     places = [place for _, place in carries]
     stacked = tuple(outer.result(node, v) for v in node.outputs[ends[0] : ends[1]])
