@@ -10,8 +10,8 @@ from __future__ import annotations
 import linecache
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from types import FrameType
+from collections.abc import Iterable, Mapping, Sequence
+from types import CodeType, FrameType
 from typing import Any
 
 from retrograde.compiler.errors import Notice
@@ -31,11 +31,13 @@ class WatchingBuilder(Builder):
     def __enter__(self) -> Builder:
         self._base = sys._getframe(1)
         self._repeated: dict[Any, list[Node]] = {}
+        self._places: dict[CodeType, list[Any]] = {}
         return super().__enter__()
 
     def __exit__(self, *details: Any) -> None:
         self._base = None
         self._repeated.clear()
+        self._places.clear()
         super().__exit__(*details)
 
     def emit(self, op: Op, inputs: Sequence[Value], attrs: Mapping[str, Any]) -> tuple[Value, ...]:
@@ -50,30 +52,50 @@ class WatchingBuilder(Builder):
                 _tell(node)
         return outputs
 
-    def _calls(self) -> list[tuple[int, int]]:
-        """The calls that led here, inside of the trace."""
-        calls: list[tuple[int, int]] = []
+    def _calls(self) -> list[Any]:
+        """The calls that led here, inside of the trace.
+
+        An instruction is known by its place in the source: its offset is another one once the
+        interpreter has specialised it.
+        """
+        calls: list[Any] = []
         frame = sys._getframe(2)
         while frame is not self._base and frame.f_back is not None:
-            calls.append((id(frame.f_code), frame.f_lasti))
+            code = frame.f_code
+            places = self._places.get(code)
+            if places is None:
+                places = self._places[code] = list(code.co_positions())
+            calls.append((id(code), places[frame.f_lasti // 2]))
             frame = frame.f_back
         return calls
 
     def _is_loop(self, found: list[Node]) -> bool:
         """Whether a scan could do what these nodes, and what they are made of, do."""
         first, middle, last = found[0], found[len(found) // 2], found[-1]
-        if middle.inputs == last.inputs:
-            return False  # the same again, as x[0] in a walk over parameters: no step of anything
         for v, *others in zip(first.outputs, middle.outputs, last.outputs, strict=True):
             if not all(same_type(v.type, other.type) for other in others):
                 return False
-        maker: dict[Value, Node] = {}
+        loop: list[Node] = []
         for node in reversed(self.nodes):
-            maker.update(dict.fromkeys(node.outputs, node))
+            loop.append(node)
             if node is first:
                 break
+        if _same_again(middle, last, reversed(loop)):
+            return False  # as x[0] in a walk over parameters: no step of anything
+        maker = {v: node for node in loop for v in node.outputs}
         reads = _reads(last, maker)
         return bool(reads) and reads == _reads(middle, maker)
+
+
+def _same_again(one: Node, other: Node, nodes: Iterable[Node]) -> bool:
+    """Whether two of `nodes`, which stand in order, compute the same from the same."""
+    numbers: dict[Any, int] = {}
+    of: dict[Value, Any] = {}
+    for node in nodes:
+        made = (node.op.name, tuple(of.get(v, v) for v in node.inputs), repr(node.attrs))
+        number = numbers.setdefault(made, len(numbers))
+        of.update({v: (number, i) for i, v in enumerate(node.outputs)})
+    return [of[v] for v in one.outputs] == [of[v] for v in other.outputs]
 
 
 def _reads(node: Node, maker: Mapping[Value, Node]) -> set[Value]:

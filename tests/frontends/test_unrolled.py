@@ -101,7 +101,8 @@ def layered(params: Any, x: Any) -> Any:
     ids=["layers", "update", "norm", "gradient"],
 )
 def test_a_walk_over_parameters_is_no_loop_over_time(fn: Any) -> None:
-    assert notices(fn, LAYERS, rg.spec("f32", 3)) == []
+    for _ in range(4):  # the interpreter specialises what runs often: the count is the same
+        assert notices(fn, LAYERS, rg.spec("f32", 3)) == []
 
 
 def test_calls_from_many_lines_and_long_scans_are_no_loops() -> None:
