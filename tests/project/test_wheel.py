@@ -29,7 +29,7 @@ def test_the_wheel_is_the_tree(wheel: Path) -> None:
         f"{name}/{file.relative_to(ROOT / folder).as_posix()}"
         for folder, name in MAPPED.items()
         for file in (ROOT / folder).rglob("*")
-        if file.suffix == ".py" or file.name == "py.typed"
+        if file.suffix in {".py", ".h", ".c"} or file.name == "py.typed"
     }
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert packed == expected

@@ -1,0 +1,1 @@
+"""The native device: compiled schedules on a pool of threads."""
