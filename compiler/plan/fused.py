@@ -15,7 +15,8 @@ from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.plan.steps import FusedStep, Statement, Tile
-from retrograde.compiler.plan.views import Operand, View, scratch
+from retrograde.compiler.plan.sweeps import sweeps_of
+from retrograde.compiler.plan.views import ALIGNMENT, Operand, View, scratch
 
 # Measured: 64K-element tiles run a nine-op GELU chain fastest under NumPy (docs/performance.md).
 TILE_ELEMENTS = 65536
@@ -41,6 +42,30 @@ def lower_fused(
     rows = tuple(slot.row for slot in slots)
     return FusedStep(
         node, shape, tuple(operands), tuple(results), space, rows, statements, whole_rows
+    )
+
+
+def lower_rows(
+    node: Node, operands: Sequence[Operand], results: Sequence[View], threads: int
+) -> FusedStep:
+    """The step of a `fused` node that a kernel runs row by row, each thread with rows of working
+    memory of its own."""
+    body: Graph = node.attrs["body"]
+    shape: tuple[Dim, ...] = node.attrs["shape"]
+    tiles = {v: Tile("x", i) for i, v in enumerate(body.inputs)}
+    tiles |= {n.output: Tile("t", i) for i, n in enumerate(body.nodes)}
+    tiles |= {v: Tile("y", j) for j, v in enumerate(body.outputs)}
+    statements = tuple(
+        Statement(n, tuple(tiles[v] for v in n.inputs), tiles[n.output]) for n in body.nodes
+    )
+    whole_rows = any(n.op.kind is Kind.REDUCE or _is_row(n.output, shape) for n in body.nodes)
+    sweeps = sweeps_of(body, shape if whole_rows else (*shape, 1), results)
+    space = tuple(
+        scratch(dims.align(shape[-1], ALIGNMENT // dtype.bytes) * threads, dtype, node.place)
+        for dtype in sweeps.dtypes
+    )
+    return FusedStep(
+        node, shape, tuple(operands), tuple(results), space, (), statements, whole_rows, sweeps
     )
 
 

@@ -42,6 +42,14 @@ def takes_over(step: Step, old: View, new: View) -> bool:
 
 def _fused_takes_over(step: FusedStep, old: View, new: View) -> bool:
     result = next(j for j, v in enumerate(step.results) if v.storage is new.storage)
+    if step.sweeps is not None:
+        body = step.node.attrs["body"]
+        read = max(
+            step.sweeps.last_read(v)
+            for v, x in zip(body.inputs, step.operands, strict=True)
+            if old.equals(x)
+        )  # what has one element a row is read before all, and never lies where a result does
+        return read <= step.sweeps.after[result]
     written = first_write(step, result)
     for i, x in enumerate(step.operands):
         if not old.equals(x):

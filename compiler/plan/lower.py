@@ -18,7 +18,7 @@ from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.ops.branch import BRANCHES
 from retrograde.compiler.ops.window import extent
-from retrograde.compiler.plan.fused import lower_fused
+from retrograde.compiler.plan.fused import lower_fused, lower_rows
 from retrograde.compiler.plan.lower_segments import lower_replay, lower_sweep
 from retrograde.compiler.plan.matmul import matrices
 from retrograde.compiler.plan.rowwise import with_rows
@@ -28,6 +28,7 @@ from retrograde.compiler.plan.steps import (
     LoopStep,
     MatmulStep,
     OpStep,
+    PackStep,
     Schedule,
     SizeCheck,
     Step,
@@ -41,19 +42,23 @@ from retrograde.compiler.plan.views import (
     Turn,
     View,
     new_view,
+    scratch,
     turn_of,
 )
 
+PANEL = 32  # columns: a multiple of those of a panel on every machine
 
-def lower(graph: Graph, threads: int = 1) -> Schedule:
-    """The schedule of `graph`, its nodes taken in their order."""
+
+def lower(graph: Graph, threads: int = 1, native: bool = False) -> Schedule:
+    """The schedule of `graph`, its nodes taken in their order; `native` for compiled kernels, which
+    run fused steps row by row and multiply by packed panels."""
     donated = {i for _, i in graph.aliases}
     names = graph.input_names or ("",) * len(graph.inputs)
     inputs = tuple(
         new_view(v.type, "state" if i in donated else "input", name)
         for i, (v, name) in enumerate(zip(graph.inputs, names, strict=True))
     )
-    lowering = Lowering(threads, dict(zip(graph.inputs, inputs, strict=True)))
+    lowering = Lowering(threads, dict(zip(graph.inputs, inputs, strict=True)), native)
     lowering.run(graph)
     for v in graph.outputs:  # constants among them have no node left that made their shape
         for (lower, upper), what in _sizes(v):
@@ -72,6 +77,7 @@ class Lowering:
 
     threads: int
     places: dict[Value, Operand]
+    native: bool = False
     steps: list[Step] = field(default_factory=list)
     targets: dict[Value, View] = field(default_factory=dict)
     landed: set[Value] = field(default_factory=set)  # values that were written to their target
@@ -80,7 +86,7 @@ class Lowering:
 
     def inside(self) -> Lowering:
         """The state for a walk over a sub-graph."""
-        return Lowering(self.threads, {}, checks=self.checks, merged=self.merged)
+        return Lowering(self.threads, {}, self.native, checks=self.checks, merged=self.merged)
 
     def run(self, graph: Graph, wanted: Mapping[Value, View] | None = None) -> None:
         self.targets = find_targets(graph, wanted)
@@ -106,7 +112,8 @@ class Lowering:
                 self.view_of(v, node) if v in summed else self.places[v] for v in node.inputs
             ]
             results = [self.result(node, v) for v in node.outputs]
-            self.steps.append(lower_fused(node, operands, results, self.threads))
+            lowered = lower_rows if self.native else lower_fused
+            self.steps.append(lowered(node, operands, results, self.threads))
         elif name == "scan":
             self._scan(node)
         elif name == "cond":
@@ -223,7 +230,16 @@ class Lowering:
             assert matrix is not None
         if not _unit_stride(matrix):  # a target in transposed order: (AB)' = B'A'
             left, right, matrix = map(_flipped_axes, (right, left, matrix))
-        self.steps.append(MatmulStep(node, (left, right), (matrix,)))
+        panels = self._packed(right, node) if self.native else None
+        self.steps.append(MatmulStep(node, (left, right), (matrix,), panels))
+
+    def _packed(self, matrix: View, node: Node) -> View:
+        """The panels of the right operand of a product."""
+        k, n = matrix.shape[-2:]
+        elements = dims.product(matrix.shape[:-2]) * k * dims.align(n, PANEL)
+        panels = scratch(elements, matrix.dtype, node.place)
+        self.steps.append(PackStep(node, matrix, panels))
+        return panels
 
     def _scan(self, node: Node) -> None:
         body: Graph = node.attrs["body"]

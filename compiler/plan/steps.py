@@ -13,6 +13,7 @@ from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.dims_poly import of_atom
 from retrograde.compiler.ir.dims_terms import Symbol
 from retrograde.compiler.ir.graph import Node
+from retrograde.compiler.plan.sweeps import Sweeps
 from retrograde.compiler.plan.views import Operand, Storage, View
 
 
@@ -43,6 +44,17 @@ class MatmulStep:
     node: Node
     operands: tuple[View, View]
     results: tuple[View]
+    panels: View | None = None  # the right operand as a `PackStep` left it
+
+
+@dataclass(frozen=True, eq=False)
+class PackStep:
+    """Puts the matrices of `operand`, (batch…, k, n), into panels of some columns each, one row
+    after the other, as a product reads them."""
+
+    node: Node
+    operand: View
+    result: View
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,7 @@ class FusedStep:
     rows: tuple[bool, ...]
     statements: tuple[Statement, ...]
     whole_rows: bool  # the last axis is reduced over, so tiles hold it whole
+    sweeps: Sweeps | None = None  # how a kernel runs it; `scratch` is what they keep then
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +224,7 @@ class ReplayStep:
 
 Step = (
     OpStep | CopyStep | MatmulStep | FusedStep | LoopStep | BranchStep | WhileStep
-    | PartStep | SweepStep | ReplayStep
+    | PartStep | SweepStep | ReplayStep | PackStep
 )  # fmt: skip
 
 
@@ -240,8 +253,10 @@ def walk_all(steps: Iterable[Step]) -> Iterator[Step]:
 
 def reads(step: Step) -> Iterator[View]:
     """The views that a step reads (of one that holds steps: those from outside of it)."""
-    if isinstance(step, (CopyStep, PartStep)):
+    if isinstance(step, (CopyStep, PartStep, PackStep)):
         operands: Sequence[Operand] = (step.operand,)
+    elif isinstance(step, MatmulStep) and step.panels is not None:
+        operands = (step.operands[0], step.panels)
     elif isinstance(step, LoopStep):
         operands = (
             *(x for x, _ in step.carries), *(x for x, _ in step.slices), *step.captured
@@ -260,7 +275,7 @@ def reads(step: Step) -> Iterator[View]:
 def writes(step: Step) -> Iterator[View]:
     """The views that a step writes, scratch included (of one that holds steps: those read after
     it)."""
-    if isinstance(step, (CopyStep, PartStep)):
+    if isinstance(step, (CopyStep, PartStep, PackStep)):
         yield step.result
     elif isinstance(step, (SweepStep, ReplayStep)):
         yield from (place for _, place in step.carries)

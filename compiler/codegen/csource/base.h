@@ -22,8 +22,23 @@ typedef double f64;
 #define RG_INLINE static inline __attribute__((always_inline))
 #define RG_RESTRICT __restrict__
 
-/* 0, or what went wrong: a code from rg_fault and, above its 8 bits, a number to tell with it. */
+/* Before a loop whose turns do not depend on each other: where a result lies in the place of an
+ * operand, an element is written after it was read, in the same turn. */
+#if defined(__clang__)
+#define RG_SIMD _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define RG_SIMD _Pragma("GCC ivdep")
+#endif
+
+/* What a kernel returns: 0, or what went wrong.  An index that is out of range: which of the index
+ * arrays has it, and the index itself, cut to 47 bits. */
 enum rg_fault { RG_OK = 0, RG_INDEX = 1 };
+
+static inline i64 rg_bad_index(i64 array, i64 index) {
+  const i64 most = ((i64)1 << 46) - 1;
+  const i64 cut = index > most ? most : index < -most ? -most : index;
+  return (i64)((u64)cut << 16) | array << 8 | RG_INDEX;
+}
 
 RG_INLINE i64 rg_min(i64 a, i64 b) { return a < b ? a : b; }
 RG_INLINE i64 rg_max(i64 a, i64 b) { return a > b ? a : b; }

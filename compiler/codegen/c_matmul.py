@@ -1,0 +1,103 @@
+"""Matrix products in C: steps on packed panels -> functions over csource/gemm.h.
+
+Invariant: an element of a product is added up in the order of k alone, however rows and panels are
+shared out.
+"""
+
+from __future__ import annotations
+
+from retrograde.compiler.codegen.c import HEAD, Function, Share
+from retrograde.compiler.codegen.cstyle import Extents
+from retrograde.compiler.ir import dims
+from retrograde.compiler.plan.steps import MatmulStep, PackStep
+from retrograde.compiler.plan.views import View
+
+
+def pack_function(step: PackStep) -> Function:
+    """Packs (batch…, k, n) into panels; an item is one panel."""
+    view, kind, size = step.operand, step.operand.dtype.name, Extents()
+    k, n = view.shape[-2:]
+    batch, offsets = _batched(size, [view])
+    text = "\n".join([
+        f"  const {kind} *const b = (void *)a[0];",
+        f"  {kind} *const panels = (void *)a[1];",
+        f"  const i64 k = {size(k)}, n = {size(n)}, per = (n + RG_NR_{kind} - 1) / RG_NR_{kind};",
+        "  while (lo < hi) {",
+        "    const i64 q = lo / per, first = lo % per, last = rg_min(per, first + hi - lo);",
+        *batch,
+        f"    rg_pack_{kind}(panels + q * per * k * RG_NR_{kind}, b{offsets[0]}, k, n, "
+        f"{size(view.strides[-2])}, {size(view.strides[-1])}, first, last);",
+        "    lo += last - first;",
+        "  }",
+    ])  # fmt: skip
+    share = Share("panels", view.dtype, dims.product(view.shape[:-2]), k, n)
+    return _function(text, size, (view, step.result), share)
+
+
+def matmul_function(step: MatmulStep) -> Function:
+    """The product by panels; an item is a block of rows and a run of panels."""
+    left, right = step.operands
+    (out,) = step.results
+    assert step.panels is not None
+    kind, size = left.dtype.name, Extents()
+    lead = out.shape[:-2]
+    left = left.broadcast((*lead, *left.shape[-2:]))
+    right = right.broadcast((*lead, *right.shape[-2:]))
+    m, k = left.shape[-2:]
+    n = out.shape[-1]
+    batch, offsets = _batched(size, [left, out])
+    shared = _shared_panels(step)
+    panels = "panels" if shared else f"panels + q * per * k * RG_NR_{kind}"
+    text = "\n".join([
+        f"  const {kind} *const x = (void *)a[0], *const panels = (void *)a[1];",
+        f"  {kind} *const y = (void *)a[2];",
+        "  const i64 rb = a[3], pb = a[4];",
+        f"  const i64 m = {size(m)}, k = {size(k)}, n = {size(n)};",
+        f"  const i64 per = (n + RG_NR_{kind} - 1) / RG_NR_{kind};",
+        "  const i64 down = (m + rb - 1) / rb, across = (per + pb - 1) / pb;",
+        "  for (i64 t = lo; t < hi; t++) {",
+        "    const i64 p = t % across, r = t / across % down, q = t / across / down;",
+        *batch,
+        f"    rg_gemm_{kind}(y{offsets[1]}, {size(out.strides[-2])}, x{offsets[0]}, "
+        f"{size(left.strides[-2])}, {size(left.strides[-1])}, {panels}, k, n, "
+        "r * rb, rg_min(m, r * rb + rb), p * pb, rg_min(per, p * pb + pb), 0);",
+        "  }",
+    ])  # fmt: skip
+    share = Share("blocks", left.dtype, dims.product(lead), m, n)
+    return _function(text, size, (left, step.panels, out), share)
+
+
+def _shared_panels(step: MatmulStep) -> bool:
+    """Whether all of a batch are multiplied by one matrix."""
+    return len(step.operands[1].shape) == 2
+
+
+def _batched(size: Extents, views: list[View]) -> tuple[list[str], list[str]]:
+    """The axes of a batch from its number `q`, and where each view has its matrix."""
+    lead = views[0].shape[:-2]
+    lines, names = [], []
+    rest = "q"
+    for n in range(len(lead) - 1, -1, -1):
+        extent = size(lead[n])
+        names.insert(0, f"q{n}")
+        if n:
+            lines.append(f"    const i64 q{n} = {rest} % {extent}, o{n} = {rest} / {extent};")
+            rest = f"o{n}"
+        else:
+            lines.append(f"    const i64 q0 = {rest};")
+    offsets = []
+    for v in views:
+        terms = [
+            f" + {name} * {size(s)}"
+            for name, s in zip(names, v.strides[:-2], strict=True)
+            if not dims.same(s, 0)
+        ]
+        offsets.append("".join(terms))
+    return lines, offsets
+
+
+def _function(text: str, size: Extents, places: tuple[View, ...], share: Share) -> Function:
+    first = len(places) + (2 if share.what == "blocks" else 0)
+    sizes = [f"  const i64 n{i} = a[{first + i}];" for i in range(len(size.open))]
+    body = "\n".join([HEAD, *sizes, text, "  return RG_OK;", "}"])
+    return Function(body, places, tuple(size.open), 0, share=share)

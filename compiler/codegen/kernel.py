@@ -1,0 +1,134 @@
+"""Kernels over rows, for any device: a fused step, an elementwise op or a copy -> a `RowKernel`.
+
+A kernel has a space of rows, arrays that are read and written over it, and sweeps that say what is
+computed (plan.sweeps).  Axes that all arrays walk through alike are merged.  Invariant: along a row
+an array moves by one stride, which is 0 for what has one element a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.dims import Dim, same
+from retrograde.compiler.ir.dtypes import DType
+from retrograde.compiler.ir.builder import next_id
+from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
+from retrograde.compiler.plan.steps import CopyStep, FusedStep, OpStep
+from retrograde.compiler.plan.sweeps import Sweeps, sweeps_of
+from retrograde.compiler.plan.views import Literal, Operand, View
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array of a kernel: its strides, in elements, over the outer axes and along a row."""
+
+    dtype: DType
+    outer: tuple[Dim, ...]
+    inner: Dim
+    view: View  # where it lies
+
+
+@dataclass(frozen=True)
+class RowKernel:
+    """What is computed over `outer` rows (as a space of several axes) of `inner` elements.
+
+    `operands` and `results` belong to the values of `body`; a literal operand is a constant.
+    `scratch` holds, for each row of working memory that the sweeps want, one row for each
+    thread."""
+
+    body: Graph
+    outer: tuple[Dim, ...]
+    inner: Dim
+    operands: Mapping[Value, Array | Literal]
+    results: tuple[Array, ...]
+    sweeps: Sweeps
+    scratch: tuple[View, ...] = ()
+    whole_rows: bool = False
+
+    @property
+    def rows(self) -> Dim:
+        return dims.product(self.outer)
+
+
+def kernel_of(step: FusedStep | OpStep | CopyStep) -> RowKernel:
+    """The kernel of a step that runs over a space element by element, or row by row."""
+    if isinstance(step, FusedStep):
+        assert step.sweeps is not None
+        return _kernel(
+            step.node.attrs["body"], step.shape, step.operands, step.results, step.sweeps,
+            step.scratch, step.whole_rows,
+        )  # fmt: skip
+    if isinstance(step, CopyStep):
+        return copy_kernel(step.operand, step.result)
+    node, shape = step.node, step.results[0].shape
+    inputs = tuple(dict.fromkeys(node.inputs))
+    places = dict(zip(node.inputs, step.operands, strict=True))
+    body = Graph(node.op.name, inputs, (node,), node.outputs)
+    operands = [places[v] for v in inputs]
+    sweeps = sweeps_of(body, (*shape, 1), step.results)
+    return _kernel(body, shape, operands, step.results, sweeps)
+
+
+def copy_kernel(operand: Operand, result: View) -> RowKernel:
+    """The kernel of `result[...] = operand`."""
+    v = Value(next_id(), TensorType(result.dtype, result.shape))
+    body = Graph("copy", (v,), (), (v,))
+    sweeps = sweeps_of(body, (*result.shape, 1), (result,))
+    return _kernel(body, result.shape, (operand,), (result,), sweeps)
+
+
+def reduce_kernel(node: Node, x: View, out: View) -> RowKernel:
+    """The kernel of a reduction of `x`, [rows, n], to `out`, [rows, 1]."""
+    source = Value(next_id(), TensorType(x.dtype, x.shape))
+    total = Value(next_id(), TensorType(out.dtype, out.shape))
+    attrs = {"axes": (1,), "keepdims": True}
+    made = replace(node, inputs=(source,), attrs=attrs, outputs=(total,))
+    body = Graph(node.op.name, (source,), (made,), (total,))
+    sweeps = sweeps_of(body, x.shape, (out,))
+    return _kernel(body, x.shape, (x,), (out,), sweeps, whole_rows=True)
+
+
+def _kernel(
+    body: Graph, shape: Sequence[Dim], operands: Sequence[Operand], results: Sequence[View],
+    sweeps: Sweeps, scratch: tuple[View, ...] = (), whole_rows: bool = False,
+) -> RowKernel:  # fmt: skip
+    views = [x.broadcast(shape) for x in (*operands, *results) if isinstance(x, View)]
+    merged, strides = _merged(tuple(shape), [v.strides for v in views], whole_rows)
+    arrays = iter(
+        Array(v.dtype, tuple(s[:-1]), s[-1], v) for v, s in zip(views, strides, strict=True)
+    )
+    read: dict[Value, Array | Literal] = {}
+    for v, x in zip(body.inputs, operands, strict=True):
+        read[v] = x if isinstance(x, Literal) else next(arrays)
+    return RowKernel(
+        body, merged[:-1], merged[-1], read, tuple(arrays), sweeps, scratch, whole_rows
+    )
+
+
+def _merged(
+    shape: tuple[Dim, ...], strides: Sequence[tuple[Dim, ...]], whole_rows: bool
+) -> tuple[tuple[Dim, ...], list[tuple[Dim, ...]]]:
+    """The space with as few axes as the strides allow, never without a last one; the last axis is
+    left alone where it is a row."""
+    if not shape:
+        return (1,), [(0,) for _ in strides]
+    kept = [i for i, d in enumerate(shape) if not same(d, 1) or i == len(shape) - 1]
+    axes: list[tuple[Dim, list[Dim]]] = [(shape[i], [s[i] for s in strides]) for i in kept]
+    if not whole_rows and len(axes) > 1 and same(axes[-1][0], 1):
+        axes.pop()
+    out = [axes[0]]
+    for n, (size, steps) in enumerate(axes[1:], 1):
+        before, outer = out[-1]
+        last = n == len(axes) - 1
+        if not (last and whole_rows) and all(
+            same(a, b * size) for a, b in zip(outer, steps, strict=True)
+        ):
+            out[-1] = (before * size, steps)
+        else:
+            out.append((size, steps))
+    if whole_rows and len(out) == 1:
+        out.insert(0, (1, [0 for _ in strides]))
+    columns = list(zip(*(steps for _, steps in out), strict=True)) or [()] * len(strides)
+    return tuple(size for size, _ in out), [tuple(c) for c in columns]

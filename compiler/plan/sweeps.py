@@ -1,0 +1,186 @@
+"""How a fused region runs row by row: its body -> sweeps over one row, with what is kept between.
+
+A sweep computes elements of a row from left to right and may total them; what depends on a total
+waits for the next sweep.  A value that a later sweep reads is computed again where that is cheap,
+else kept: where it is written anyway, or in a row of working memory.  Invariant: within a sweep an
+element is read before any result at its place is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from retrograde.compiler.ir.dims import Dim, same
+from retrograde.compiler.ir.dtypes import DType
+from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
+from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.plan.views import View
+
+CHEAP = 3  # operations an element: computed again rather than kept
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """`nodes` run for each element of a row, `totals` among them over the row; `rows` run after."""
+
+    nodes: tuple[Node, ...]
+    totals: tuple[Node, ...]
+    rows: tuple[Node, ...]
+    stores: tuple[int, ...]  # the results written in it
+    keeps: tuple[Value, ...]  # the values it leaves in working memory
+    reads: frozenset[Value]  # what it takes from where it lies: operands, and values kept
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """The sweeps over a row.  `before`: what is computed of operands with one element a row;
+    `after[j]`: the sweep that writes result j, counted from 0, -1 before all."""
+
+    before: tuple[Node, ...]
+    sweeps: tuple[Sweep, ...]
+    rows: frozenset[Value]  # the values with one element a row
+    buffers: Mapping[Value, int]  # the row of working memory that holds a value
+    results: Mapping[Value, int]  # the result from which a value is read again
+    dtypes: tuple[DType, ...]  # of the rows of working memory
+    after: tuple[int, ...]
+
+    def last_read(self, operand: Value) -> int:
+        """The last sweep that reads an operand, -1 for none."""
+        found = [i for i, sweep in enumerate(self.sweeps) if operand in sweep.reads]
+        return max(found, default=-1)
+
+
+def sweeps_of(body: Graph, shape: Sequence[Dim], results: Sequence[View]) -> Sweeps:
+    """The sweeps of a region over the space `shape`, whose results lie at `results`."""
+    return _Planner(body, shape, results).plan()
+
+
+def is_row(v: Value, shape: Sequence[Dim]) -> bool:
+    """Whether an operand over the space `shape` has one element a row."""
+    last = v.shape[-1] if v.shape else 1
+    return same(last, 1) and not same(shape[-1], 1)
+
+
+class _Planner:
+    def __init__(self, body: Graph, shape: Sequence[Dim], results: Sequence[View]) -> None:
+        self.body, self.results = body, results
+        self.maker = body.producers()
+        self.rows = {v for v in body.inputs if is_row(v, shape)}
+        self.level: dict[Value, int] = {}  # the sweep that makes it; of a row, that it follows
+        for v in body.inputs:
+            self.level[v] = -1 if v in self.rows else 0
+        for node in body.nodes:
+            self._enter(node)
+        self.kept: dict[Value, None] = {}
+
+    def _enter(self, node: Node) -> None:
+        out = node.output
+        if node.op.kind is Kind.REDUCE:
+            self.rows.add(out)
+            self.level[out] = max(max(self._ready(v) for v in node.inputs), 0)
+        elif all(v in self.rows for v in node.inputs):
+            self.rows.add(out)
+            self.level[out] = max((self.level[v] for v in node.inputs), default=-1)
+        else:
+            self.level[out] = max(map(self._ready, node.inputs))
+
+    def _ready(self, v: Value) -> int:
+        """The first sweep in which `v` can be read."""
+        return self.level[v] + 1 if v in self.rows else self.level[v]
+
+    def plan(self) -> Sweeps:
+        body = self.body
+        count = 1 + max((self.level[v] for v in self.level), default=0)
+        count = max(count, 1)
+        needed: list[dict[Value, None]] = [{} for _ in range(count)]
+        reads: list[set[Value]] = [set() for _ in range(count)]
+        totals: list[list[Node]] = [[] for _ in range(count)]
+        for v in body.outputs:
+            if v not in self.rows:
+                self._need(v, self.level[v], needed, reads)
+        for node in body.nodes:
+            if node.op.kind is Kind.REDUCE:
+                at = self.level[node.output]
+                totals[at].append(node)
+                for v in node.inputs:
+                    self._need(v, at, needed, reads)
+        places = self._places()
+        order = {n: i for i, n in enumerate(body.nodes)}
+        after = tuple(self.level[v] for v in body.outputs)
+        sweeps = tuple(
+            Sweep(
+                tuple(sorted((self.maker[v] for v in needed[i]), key=order.__getitem__)),
+                tuple(totals[i]),
+                tuple(self._row_nodes(i)),
+                tuple(j for j, v in enumerate(body.outputs) if after[j] == i),
+                tuple(v for v in places[0] if self.level[v] == i),
+                frozenset(reads[i]),
+            )
+            for i in range(count)
+        )
+        return Sweeps(
+            tuple(self._row_nodes(-1)), sweeps, frozenset(self.rows), places[0], places[1],
+            tuple(v.dtype for v in places[0]), after,
+        )  # fmt: skip
+
+    def _row_nodes(self, level: int) -> list[Node]:
+        return [
+            n for n in self.body.nodes
+            if n.op.kind is not Kind.REDUCE and n.output in self.rows
+            and self.level[n.output] == level
+        ]  # fmt: skip
+
+    def _need(
+        self, v: Value, at: int, needed: list[dict[Value, None]], reads: list[set[Value]]
+    ) -> None:
+        """Notes that sweep `at` needs `v`, and what that takes."""
+        work = [v]
+        while work:
+            v = work.pop()
+            if v in self.rows or v in needed[at] or v in reads[at]:
+                continue
+            node = self.maker.get(v)
+            if node is None:
+                reads[at].add(v)
+                continue
+            if self.level[v] < at and not self._again(v):
+                reads[at].add(v)
+                if v not in self.kept:
+                    self.kept[v] = None
+                    self._need(v, self.level[v], needed, reads)
+                continue
+            needed[at][v] = None
+            work.extend(node.inputs)
+
+    def _again(self, v: Value) -> bool:
+        """Whether computing `v` again is cheaper than keeping it."""
+        work, cost = [v], 0
+        while work:
+            node = self.maker.get(work.pop())
+            if node is None or node.output in self.rows or node.output in self.kept:
+                continue
+            cost += _operations(node)
+            if cost > CHEAP:
+                return False
+            work.extend(node.inputs)
+        return True
+
+    def _places(self) -> tuple[dict[Value, int], dict[Value, int]]:
+        """What is kept in working memory, and what is read again from a result."""
+        buffers: dict[Value, int] = {}
+        again: dict[Value, int] = {}
+        for v in self.kept:
+            j = next((j for j, w in enumerate(self.body.outputs) if w is v), None)
+            if j is not None and v.dtype.bytes > 2 and same(self.results[j].strides[-1], 1):
+                again[v] = j
+            else:
+                buffers[v] = len(buffers)
+        return buffers, again
+
+
+def _operations(node: Node) -> int:
+    """What one element costs."""
+    one = [TensorType(v.dtype, (1,)) for v in node.inputs]
+    cost = node.op.cost(one, [TensorType(node.output.dtype, (1,))], node.attrs)
+    return cost if isinstance(cost, int) else CHEAP + 1
