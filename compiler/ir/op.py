@@ -6,7 +6,7 @@ device statement are fields of one object, made by one call in `retrograde.compi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from retrograde.compiler.errors import VerifyError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.builder import required
 from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.expr import Expr, apply
 from retrograde.compiler.ir.graph import Attrs, Graph, Node, Origin, TensorType
 from retrograde.compiler.ir.registry import Kind, NotDifferentiable, lookup
@@ -110,6 +111,7 @@ class Op:
     - `cost`: floating-point operations as a dimension.
     - `numpy`: for elementwise ops, the statement(s) that write `{out}` from `{0}`, `{1}` … with
       the array module `{xp}`, one a line; other kinds are lowered by kind.
+    - `c`: for elementwise ops, the C expression of one result element; see `c_expression`.
     - `inplace`: operands whose buffer the result may take over, element by element.
     - `decompose(attrs, *exprs)` -> expression(s), for composites.
     - `augment(context)` -> (outputs, residuals): emits a region op in the form whose gradient
@@ -130,6 +132,7 @@ class Op:
     promotion: str = "none"
     cost: Cost = elements_cost
     numpy: str | None = None
+    c: str | Mapping[str, str] | None = None
     inplace: tuple[int, ...] = ()
     decompose: Callable[..., Any] | None = None
     augment: Augment | None = None
@@ -142,6 +145,26 @@ class Op:
     def __call__(self, *operands: Any, **attrs: Any) -> Any:
         """Applies the op in the graph being built: one expression, or a tuple of them."""
         return apply(self, operands, attrs)
+
+    def c_expression(self, operands: Sequence[str], of: DType, result: DType) -> str:
+        """The C expression of a result element from `operands`, plain C variables (each may be
+        read more than once).
+
+        `of` is the dtype of the operands (of operand 1 for select), `result` the result's.  The
+        expression may be wider than the result (i8 + i8 is an int in C): it is to be assigned to
+        a variable of the result's C type.  Booleans are u8, 0 or 1, in and out.  f16 and bf16
+        operands are handed in as f32 variables; what comes out for an f16 or bf16 result is an
+        f32 still to be rounded (`rg_round_f16`, `rg_store_f16` of csource/math.h).
+
+        The field `c` is a template of that, or one for each kind of dtype ("bool", "uint", "int",
+        "float"; "" for the rest): `{0}`, `{1}`, `{2}` are the operands, `{t}` the name of the type
+        they are computed in (f32 for f16 and bf16), `{r}` the name of the result's dtype."""
+        if self.c is None:
+            raise VerifyError(f"{self.name} has no C expression: it is not elementwise")
+        c = self.c
+        template = c if isinstance(c, str) else c.get(of.kind, c.get("", ""))
+        carried = "f32" if of.is_float and of.bytes == 2 else of.name
+        return template.format(*operands, t=carried, r=result.name)
 
     def __repr__(self) -> str:
         return f"<Op {self.name}>"

@@ -8,7 +8,7 @@ operand.  f16 and bf16 are computed in their own type, as NumPy does (each resul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,11 @@ def statement(fn: Any, arity: int) -> str:
     return f"{{xp}}.{fn.__name__}({operands}, out={{out}})"
 
 
+def call(name: str, arity: int) -> str:
+    """The C expression that calls the function of csource/math.h for an op and a type."""
+    return f"rg_{name}_{{t}}({', '.join(f'{{{i}}}' for i in range(arity))})"
+
+
 def unary(
     name: str,
     fn: Any,
@@ -106,10 +111,14 @@ def unary(
     convention: str = "",
     result: DType | None = None,
     numpy: str | None = None,
+    c: str | Mapping[str, str] | None = None,
     singular: bool = False,
     operations: int = 1,
 ) -> Op:
-    """Declares an op of one operand: `grad(x, y, g)` is the cotangent of x given y = op(x)."""
+    """Declares an op of one operand: `grad(x, y, g)` is the cotangent of x given y = op(x).
+
+    `numpy` and `c` are the device's statement and expression where they are not those of a
+    function called `name`."""
 
     def vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> Any:
         assert not isinstance(grad, NotDifferentiable)
@@ -128,6 +137,7 @@ def unary(
             promotion=_PROMOTION.get(of, "common"),
             cost=work(operations),
             numpy=numpy or statement(fn, 1),
+            c=c or call(name, 1),
             inplace=() if result else (0,),
             singular=singular,
         )
@@ -143,6 +153,7 @@ def binary(
     of: str = "number",
     convention: str = "",
     result: DType | None = None,
+    c: str | Mapping[str, str] | None = None,
     singular: bool = False,
     operations: int = 1,
 ) -> Op:
@@ -169,6 +180,7 @@ def binary(
             promotion=_PROMOTION.get(of, "common"),
             cost=work(operations),
             numpy=statement(fn, 2),
+            c=c or call(name, 2),
             inplace=() if result else (0, 1),
             singular=singular,
         )

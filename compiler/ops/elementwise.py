@@ -14,22 +14,24 @@ import numpy as np
 
 from retrograde.compiler.ir.op import Op
 from retrograde.compiler.ir.registry import lookup
-from retrograde.compiler.ops.declare import STEP, TRANSCENDENTAL, binary, unary, where
+from retrograde.compiler.ops.declare import STEP, TRANSCENDENTAL, binary, call, unary, where
 
 # --- arithmetic
 
 add = binary(
     "add", np.add, (lambda a, b, y, g: g, lambda a, b, y, g: g), of="any", doc="a + b",
-    convention="of booleans: logical or",
+    c={"bool": "{0} | {1}", "": "{0} + {1}"}, convention="of booleans: logical or",
 )  # fmt: skip
-sub = binary("sub", np.subtract, (lambda a, b, y, g: g, lambda a, b, y, g: -g), doc="a - b")
+sub = binary(
+    "sub", np.subtract, (lambda a, b, y, g: g, lambda a, b, y, g: -g), doc="a - b", c="{0} - {1}"
+)
 mul = binary(
     "mul", np.multiply, (lambda a, b, y, g: g * b, lambda a, b, y, g: g * a), of="any", doc="a * b",
-    convention="of booleans: logical and",
+    c={"bool": "{0} & {1}", "": "{0} * {1}"}, convention="of booleans: logical and",
 )  # fmt: skip
 div = binary(
     "div", np.divide, (lambda a, b, y, g: g / b, lambda a, b, y, g: -g * y / b), of="float",
-    doc="a / b", convention="integers become floats", singular=True, operations=4,
+    doc="a / b", c="{0} / {1}", convention="integers become floats", singular=True, operations=4,
 )  # fmt: skip
 floor_div = binary(
     "floor_div", np.floor_divide, STEP, doc="the largest whole number below a / b", operations=4,
@@ -63,6 +65,7 @@ maximum = binary(
         lambda a, b, y, g: where(a == b, 0.5 * g, where(a < b, g, 0.0)),
     ),
     doc="the larger of a and b", of="any",
+    c={"float": call("maximum", 2), "": "{0} > {1} ? {0} : {1}"},
     convention="NaN where either is; the derivative splits evenly at ties",
 )  # fmt: skip
 minimum = binary(
@@ -72,17 +75,22 @@ minimum = binary(
         lambda a, b, y, g: where(a == b, 0.5 * g, where(b < a, g, 0.0)),
     ),
     doc="the smaller of a and b", of="any",
+    c={"float": call("minimum", 2), "": "{0} < {1} ? {0} : {1}"},
     convention="NaN where either is; the derivative splits evenly at ties",
 )  # fmt: skip
-neg = unary("neg", np.negative, lambda x, y, g: -g, of="number", doc="-x")
+neg = unary("neg", np.negative, lambda x, y, g: -g, of="number", doc="-x", c="-{0}")
 abs_ = unary(
     "abs", np.absolute, lambda x, y, g: g * sign(x), of="number", doc="|x|",
+    c={"float": call("abs", 1), "uint": "{0}", "": "{0} < 0 ? -{0} : {0}"},
     convention="the derivative at 0 is 0",
 )  # fmt: skip
-sign: Op = unary("sign", np.sign, STEP, of="number", doc="-1, 0 or 1; NaN of NaN")
+sign: Op = unary(
+    "sign", np.sign, STEP, of="number", doc="-1, 0 or 1; NaN of NaN",
+    c={"float": call("sign", 1), "": "({0} > 0) - ({0} < 0)"},
+)  # fmt: skip
 reciprocal = unary(
     "reciprocal", np.reciprocal, lambda x, y, g: -g * y * y, doc="1 / x", singular=True,
-    operations=4,
+    c="1 / {0}", operations=4,
 )  # fmt: skip
 
 # --- rounding (integers are whole already: front ends return them as they are)

@@ -21,24 +21,32 @@ _BOOL = dtypes.bool_
 
 # --- comparisons: NaN is unequal to everything, itself included
 
-equal = binary("equal", np.equal, LOGIC, of="any", result=_BOOL, doc="a == b")
-not_equal = binary("not_equal", np.not_equal, LOGIC, of="any", result=_BOOL, doc="a != b")
-less = binary("less", np.less, LOGIC, of="any", result=_BOOL, doc="a < b")
-less_equal = binary("less_equal", np.less_equal, LOGIC, of="any", result=_BOOL, doc="a <= b")
-isnan = unary("isnan", np.isnan, LOGIC, result=_BOOL, doc="whether x is NaN")
+equal = binary("equal", np.equal, LOGIC, of="any", result=_BOOL, c="{0} == {1}", doc="a == b")
+not_equal = binary(
+    "not_equal", np.not_equal, LOGIC, of="any", result=_BOOL, c="{0} != {1}", doc="a != b"
+)
+less = binary("less", np.less, LOGIC, of="any", result=_BOOL, c="{0} < {1}", doc="a < b")
+less_equal = binary(
+    "less_equal", np.less_equal, LOGIC, of="any", result=_BOOL, c="{0} <= {1}", doc="a <= b"
+)
+isnan = unary("isnan", np.isnan, LOGIC, result=_BOOL, c="{0} != {0}", doc="whether x is NaN")
 isinf = unary("isinf", np.isinf, LOGIC, result=_BOOL, doc="whether x is infinite")
 isfinite = unary("isfinite", np.isfinite, LOGIC, result=_BOOL, doc="whether x is finite")
 
 # --- logic on booleans, bits of integers
 
-logical_not = unary("logical_not", np.logical_not, LOGIC, of="bool", doc="not x")
-logical_and = binary("logical_and", np.logical_and, LOGIC, of="bool", doc="a and b")
-logical_or = binary("logical_or", np.logical_or, LOGIC, of="bool", doc="a or b")
-logical_xor = binary("logical_xor", np.logical_xor, LOGIC, of="bool", doc="either a or b")
-bitwise_not = unary("bitwise_not", np.bitwise_not, INTEGERS, of="bits", doc="~x")
-bitwise_and = binary("bitwise_and", np.bitwise_and, INTEGERS, of="bits", doc="a & b")
-bitwise_or = binary("bitwise_or", np.bitwise_or, INTEGERS, of="bits", doc="a | b")
-bitwise_xor = binary("bitwise_xor", np.bitwise_xor, INTEGERS, of="bits", doc="a ^ b")
+logical_not = unary("logical_not", np.logical_not, LOGIC, of="bool", c="!{0}", doc="not x")
+logical_and = binary("logical_and", np.logical_and, LOGIC, of="bool", c="{0} & {1}", doc="a and b")
+logical_or = binary("logical_or", np.logical_or, LOGIC, of="bool", c="{0} | {1}", doc="a or b")
+logical_xor = binary(
+    "logical_xor", np.logical_xor, LOGIC, of="bool", c="{0} ^ {1}", doc="either a or b"
+)
+bitwise_not = unary(
+    "bitwise_not", np.bitwise_not, INTEGERS, of="bits", c={"bool": "!{0}", "": "~{0}"}, doc="~x"
+)
+bitwise_and = binary("bitwise_and", np.bitwise_and, INTEGERS, of="bits", c="{0} & {1}", doc="a & b")
+bitwise_or = binary("bitwise_or", np.bitwise_or, INTEGERS, of="bits", c="{0} | {1}", doc="a | b")
+bitwise_xor = binary("bitwise_xor", np.bitwise_xor, INTEGERS, of="bits", c="{0} ^ {1}", doc="a ^ b")
 shift_left = binary(
     "shift_left", np.left_shift, INTEGERS, of="integer", doc="a << b",
     convention="0 where b is the width or more",
@@ -84,6 +92,7 @@ select = register(
         "derivative is multiplied by 0",
         promotion="select",
         numpy="{xp}.copyto({out}, {2})\n{xp}.copyto({out}, {1}, where={0})",
+        c="{0} ? {1} : {2}",
         inplace=(2,),  # the first line may copy onto itself, but must not overwrite operand 1
     )
 )

@@ -29,6 +29,7 @@ stop_gradient = register(
         doc="the operand, as a constant to every derivative",
         cost=no_cost,
         numpy="{xp}.copyto({out}, {0})",
+        c="{0}",
         inplace=(0,),
     )
 )

@@ -71,6 +71,7 @@ cast = register(
         convention="floats to integers truncate as NumPy does, and what does not fit is what "
         "NumPy makes of it; to bool: not equal to 0 (NaN is true)",
         numpy='{xp}.copyto({out}, {0}, casting="unsafe")',
+        c="rg_cast_{t}_{r}({0})",
     )
 )
 

@@ -41,7 +41,7 @@ def _sigmoid(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 relu = unary(
     "relu", lambda x: np.maximum(x, 0), lambda x, y, g: where(y > 0.0, g, 0.0), of="number",
-    numpy="{xp}.maximum({0}, 0, out={out})",
+    numpy="{xp}.maximum({0}, 0, out={out})", c={"uint": "{0}", "": "{0} < 0 ? 0 : {0}"},
     doc="max(x, 0)", convention="the derivative at 0 is 0; NaN stays NaN",
 )  # fmt: skip
 sigmoid = unary(
