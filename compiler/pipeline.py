@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import retrograde.compiler.ops  # noqa: F401  # declares the ops
+from retrograde.compiler.codegen.native import print_native
 from retrograde.compiler.codegen.numpy import print_schedule
 from retrograde.compiler.errors import DataError
 from retrograde.compiler.ir import dims
@@ -66,10 +67,13 @@ PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS, *END)  # but for what depends o
 class Options:
     """How to compile.  `at`: the sizes the plan is made for.  `budget`: the most bytes that the
     arena may have.  `poison` overwrites dead buffers,
+    `native` compiles kernels, of which `threads` may run at once;
     `reuse=False` gives every buffer its own place: two ways to find faults of the plan."""
 
     at: Mapping[str, int] = field(default_factory=dict)
     budget: int | None = None
+    native: bool = False
+    threads: int = 1
     poison: bool = False
     reuse: bool = True
     verify: bool = False
@@ -77,12 +81,18 @@ class Options:
 
     @classmethod
     def from_environment(
-        cls, at: Mapping[str, int] | None = None, budget: int | None = None
+        cls,
+        at: Mapping[str, int] | None = None,
+        budget: int | None = None,
+        native: bool = False,
+        threads: int = 1,
     ) -> Options:
         """The options that the RETROGRADE_ variables ask for."""
         return cls(
             at=dict(at or {}),
             budget=budget,
+            native=native,
+            threads=threads,
             poison=_flag("POISON"),
             reuse=not _flag("NO_REUSE"),
             verify=_flag("VERIFY"),
@@ -192,16 +202,22 @@ def _recipe(
     tables, order = ("tables", TableProducts(sizes)), ("order", Order(sizes))
     last = _staged(graph, (*LOOPS, tables, *END, order), options)
     graph = last["order"]
-    planned = plan_program(graph, sizes, inplace=options.reuse)
+    planned = plan_program(graph, sizes, options.reuse, options.threads, options.native)
     own = dict.fromkeys(s for loop in loops for s in (loop.segment, loop.slots) if s)
     own |= dict.fromkeys(part.name for part in runs)
     everything = (*symbols, *(dims.symbols(dims.dim(s))[0] for s in own))
-    source = print_schedule(
+    printed = (
         planned.schedule, planned.liveness, planned.places, [s.name for s in everything],
-        poison=options.poison,
+        options.poison,
     )  # fmt: skip
+    if options.native:
+        text = print_native(*printed)
+        source, kernels = text.source, text.kernels
+    else:
+        source, kernels = print_schedule(*printed), ""
     recipe = Recipe(
-        rung.name, everything, planned.buffers, planned.orientation, source, graph_cost(graph),
+        rung.name, everything, planned.buffers, planned.orientation, source, kernels,
+        graph_cost(graph),
         rung.slower, loops, runs, limits, options.reuse,
     )  # fmt: skip
     return CompiledRecipe(recipe, {**stages, **last}, planned)

@@ -59,23 +59,23 @@ def runnable(
 ) -> Runnable:
     """Compiles `graph` for a device.  Raises DeviceError for one that is not there, BudgetError for
     a budget that cannot be met at the sizes of `at`."""
-    options = Options.from_environment(at, budget)
-    device = get_device(checked_backend(backend))
+    backend = checked_backend(backend)
+    threads = checked_threads(threads)
+    device = get_device(backend, threads)
+    native = backend == "native"
+    options = Options.from_environment(at, budget, native, device.threads if native else 1)
     compiled = compile_graph(graph, options)
     executable = Executable(compiled.program, device, poison=options.poison)
     ladder = [made.stages for made in compiled.recipes]
-    return Runnable(executable, ladder, checked_threads(threads))
+    return Runnable(executable, ladder, threads)
 
 
 def checked_backend(backend: str) -> str:
     """A backend that there is in this release."""
-    if backend == "native":
-        raise UnsupportedError(
-            f"{where()}the native backend is not in this release: use backend='numpy' (or 'auto'), "
-            "or 'cupy' on an NVIDIA GPU"
+    if backend not in ("auto", "numpy", "native", "cupy"):
+        raise DeviceError(
+            f"{where()}unknown backend {backend!r}: use 'auto', 'native', 'numpy' or 'cupy'"
         )
-    if backend not in ("auto", "numpy", "cupy"):
-        raise DeviceError(f"{where()}unknown backend {backend!r}: use 'auto', 'numpy' or 'cupy'")
     return backend
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from retrograde.compiler.errors import DeviceError
 from retrograde.runtime.protocol import Bound, HostArray
+from retrograde.runtime.source import bind_of
 
 
 class CupyArena:
@@ -47,6 +48,7 @@ class CupyDevice:
     """Runs schedules with CuPy.  `module` and `special` are cupy and cupyx.scipy.special."""
 
     name = "cupy"
+    threads = 1
 
     def __init__(self, module: Any = None, special: Any = None) -> None:
         if module is None:
@@ -59,6 +61,9 @@ class CupyDevice:
 
     def copy_arena(self, source: CupyArena, target: CupyArena, bytes: int) -> None:
         target.memory[:bytes] = source.memory[:bytes]
+
+    def load(self, source: str, file: str, kernels: str) -> Callable[..., Bound]:
+        return bind_of(source, file)
 
     def bind(self, bind: Callable[..., Bound], arena: CupyArena, *arguments: Any) -> Bound:
         return bind(arena, *arguments)

@@ -189,10 +189,9 @@ class Executable:
         """The `bind` function of a recipe's source, compiled once."""
         found = self._loaded.get(recipe)
         if found is None:
-            namespace: dict[str, Any] = {}
-            source = self.program.recipes[recipe].source
-            exec(compile(source, self._file(recipe), "exec"), namespace)
-            found = self._loaded[recipe] = namespace["bind"]
+            made = self.program.recipes[recipe]
+            found = self.device.load(made.source, self._file(recipe), made.kernels)
+            self._loaded[recipe] = found
             give_back()
         return found
 

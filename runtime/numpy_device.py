@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from retrograde.runtime.protocol import Bound, HostArray
+from retrograde.runtime.source import bind_of
 
 POISON = np.array([0xFF, 0xFF, 0xFF, 0x7F], np.uint8)  # NaN in f32, huge or NaN in other types
 
@@ -49,12 +50,16 @@ class NumpyDevice:
     """Runs schedules with NumPy on the CPU."""
 
     name = "numpy"
+    threads = 1
 
     def allocate(self, bytes: int) -> NumpyArena:
         return NumpyArena(bytes)
 
     def copy_arena(self, source: NumpyArena, target: NumpyArena, bytes: int) -> None:
         target.map[:bytes] = source.map[:bytes]
+
+    def load(self, source: str, file: str, kernels: str) -> Callable[..., Bound]:
+        return bind_of(source, file)
 
     def bind(self, bind: Callable[..., Bound], arena: NumpyArena, *arguments: Any) -> Bound:
         run, inputs, outputs = bind(arena, *arguments)

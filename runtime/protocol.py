@@ -31,6 +31,7 @@ class Device(Protocol):
     """What an executable needs of a device."""
 
     name: str
+    threads: int  # that run kernels; 1 where a library has its own
 
     def allocate(self, bytes: int) -> Any:
         """An arena of at least `bytes`, aligned to 64."""
@@ -38,6 +39,10 @@ class Device(Protocol):
 
     def copy_arena(self, source: Any, target: Any, bytes: int) -> None:
         """Copies the first `bytes` (the state) from one arena to another."""
+        ...
+
+    def load(self, source: str, file: str, kernels: str) -> Callable[..., Bound]:
+        """The `bind` of a generated source; `kernels` is what a compiler makes its kernels of."""
         ...
 
     def bind(self, bind: Callable[..., Bound], arena: Any, *arguments: Any) -> Bound:

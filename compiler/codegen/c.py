@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from retrograde.compiler.codegen.cstyle import (
     Extents,
     expression,
-    formatted,
     literal,
     load,
     memory_type,
@@ -64,6 +63,21 @@ class Function:
 def row_function(kernel: RowKernel) -> Function:
     """The C function of a kernel."""
     return _Rows(kernel).function()
+
+
+def fill_function(out: View, size: Dim, counts: bool) -> Function:
+    """The function that writes a size everywhere, or with `counts` 0, 1 … below it."""
+    kind, held = memory_type(out.dtype), register_type(out.dtype)
+    value = f"({held})" + ("i" if counts else "a[1]")
+    text = "\n".join([
+        HEAD,
+        f"  {kind} *const y = (void *)a[0];",
+        f"  for (i64 i = lo; i < hi; i++) y[i] = {store(out.dtype, value)};",
+        "  return RG_OK;",
+        "}",
+    ])  # fmt: skip
+    items: Dim = size if counts else dims.product(out.shape)
+    return Function(text, (out,), () if counts else (size,), items, GRAIN)
 
 
 @dataclass
@@ -133,7 +147,7 @@ class _Rows:
         lines: list[str] = []
         for v, x in k.operands.items():
             if isinstance(x, Literal):
-                self.names[v] = literal(x.value, x.dtype)
+                lines.append(self._define(v, literal(x.value, x.dtype), pad))
             elif v in k.sweeps.rows or dims.same(x.inner, 0):
                 lines.append(self._define(v, load(x.dtype, f"{self._row(v)}[0]"), pad))
         lines += self._row_nodes(k.sweeps.before, pad)
@@ -265,10 +279,9 @@ class _Rows:
 
 
 def joined(node: Node, a: str, b: str) -> str:
-    op = lookup(_TOTALS[node.op.name])
-    text = op.c
-    assert text is not None
-    return text.format(a, b, t=register_type(node.output.dtype), r=register_type(node.output.dtype))
+    """Two totals as one."""
+    dtype = node.output.dtype
+    return lookup(_TOTALS[node.op.name]).c_expression([a, b], dtype, dtype)
 
 
 def identity(node: Node) -> str:

@@ -7,7 +7,7 @@ memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
@@ -71,23 +71,10 @@ def _integer(value: int, dtype: DType) -> str:
 
 
 def expression(node: Node, operands: Sequence[str]) -> str:
-    """The value of an elementwise op."""
-    return formatted(node.op.c, node, operands)
-
-
-def formatted(template: str | None, node: Node, operands: Sequence[str]) -> str:
-    """An op's template with its operands and types filled in."""
-    assert template is not None, node.op.name
+    """The value of an elementwise op of plain variables."""
     typed = node.inputs[1] if node.op.name == "select" else node.inputs[0]
-    attrs = {k: str(v) for k, v in node.attrs.items()}
-    text = template.format(
-        *operands, t=_kind(typed.dtype), r=_kind(node.output.dtype), **attrs
-    )
-    return rounded(node.output.dtype, text)
-
-
-def _kind(dtype: DType) -> str:
-    return "f32" if dtype.name in _HALVES else dtype.name
+    out = node.output.dtype
+    return rounded(out, node.op.c_expression(operands, typed.dtype, out))
 
 
 class Extents:
@@ -114,6 +101,3 @@ def product(a: str, b: str) -> str:
         return b
     return a if b == "1" else f"{a} * {b}"
 
-
-Names = Mapping[str, str]
-Spell = Callable[[Dim], str]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from retrograde.compiler.codegen.native_support import NativeSupport
 from retrograde.compiler.codegen.numpy_support import Array, Memory, Support
 from retrograde.compiler.ir.registry import lookup
 
@@ -75,4 +76,6 @@ class CupySupport(Support):
 def support(memory: Memory, sizes: Any) -> Support:
     """The functions for the array module of `memory`."""
     on_host = memory.xp.__name__ == "numpy"
+    if hasattr(memory, "sequence"):
+        return NativeSupport(memory, sizes)
     return Support(memory, sizes) if on_host else CupySupport(memory, sizes)

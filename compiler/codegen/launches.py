@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from retrograde.compiler.codegen.c import Function, row_function
+from retrograde.compiler.codegen.c import Function, fill_function, row_function
 from retrograde.compiler.codegen.c_index import gather_function, scatter_function
 from retrograde.compiler.codegen.c_matmul import matmul_function, pack_function
 from retrograde.compiler.codegen.c_reduce import reduce_function
 from retrograde.compiler.codegen.kernel import copy_kernel, kernel_of
-from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.graph import Node
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.plan.steps import (
@@ -104,16 +103,21 @@ def _pad(node: Node, operands: Sequence[Operand], results: Sequence[View]) -> li
     return [*_copied(fill, out), *_copied(x, window)]
 
 
-def _filled(node: Node, operands: Sequence[Operand], results: Sequence[View]) -> list[Launch] | None:
-    size = node.attrs["size"]
-    if not isinstance(size, int):
+def _filled(node: Node, operands: Sequence[Operand], results: Sequence[View]) -> list[Launch]:
+    return [Launch(fill_function(results[0], node.attrs["size"], counts=False))]
+
+
+def _iota(
+    node: Node, operands: Sequence[Operand], results: Sequence[View]
+) -> list[Launch] | None:
+    if not results[0].contiguous or results[0].dtype.bytes < 4:
         return None
-    return _copied(Literal(size, results[0].dtype), results[0])
+    return [Launch(fill_function(results[0], node.attrs["size"], counts=True))]
 
 
 Rule = Callable[[Node, Sequence[Operand], Sequence[View]], "list[Launch] | None"]
 _RULES: dict[str, Rule] = {
     "sum": _reduction, "max": _reduction, "min": _reduction, "prod": _reduction,
     "row_dot": _reduction, "gather": _gather, "scatter_add": _scatter, "set_slice": _set_slice,
-    "pad": _pad, "dim_value": _filled,
+    "pad": _pad, "dim_value": _filled, "iota": _iota,
 }  # fmt: skip

@@ -8,8 +8,9 @@ writes every result into the arena through `out=`; names are generated, never ta
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from retrograde.compiler.codegen.ragged import Local, ragged_loop, times_on_rows
 from retrograde.compiler.codegen.spelling import Spelling, comment, number
@@ -47,11 +48,19 @@ def print_schedule(
     """The Python source of `schedule`, whose storages have the given indices in `at`.
 
     With `poison`, a buffer is overwritten with a pattern as soon as its last reader is done."""
+    return print_with(Printer, schedule, liveness, places, symbols, poison)
+
+
+def print_with(
+    make: Callable[..., Printer], schedule: Schedule, liveness: Liveness,
+    places: Mapping[Storage, int], symbols: Sequence[str], poison: bool, **more: Any,
+) -> str:  # fmt: skip
+    """The Python source of `schedule` by a printer that `make` makes, given `more`."""
     times = {id(step): (start, end) for start, step, end in walk(schedule.steps)}
     times.update(times_on_rows(schedule, times))
     spell = Spelling(symbols)
     deaths = _deaths(liveness, places) if poison else {}
-    printer = Printer(liveness, places, times, deaths, spell)
+    printer = make(liveness, places, times, deaths, spell, **more)
     loops = (s for _, s, _ in walk(schedule.steps) if isinstance(s, LoopStep) and s.mask)
     printer.ragged = {id(loop): number for number, loop in enumerate(loops)}
     body = printer.steps(schedule.steps, 2)
@@ -70,6 +79,7 @@ def print_schedule(
         f"{INDENT}assert len(at) == {len(places)}",
         f"{INDENT}rt = support(memory, bytes)",
         f"{INDENT}xp = rt.xp",
+        *(INDENT + line for line in printer.prologue),
         *(
             f"{INDENT}rt.require({spell.size(c.lower)}, {spell.size(c.upper)}, {c.message!r})"
             for c in schedule.checks
@@ -107,6 +117,7 @@ class Printer:
     times: Mapping[int, tuple[int, int]]  # first and last position of each step, by identity
     dead: Mapping[int, list[int]]  # the buffers to poison after each position
     spell: Spelling
+    prologue: tuple[str, ...] = ()
     bindings: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)  # by the expression that makes it
     heading: str = ""
@@ -156,7 +167,7 @@ class Printer:
         lines: list[str] = []
         indent = INDENT * depth
         for step in steps:
-            place = _place(step.node)
+            place = place_of(step.node)
             if place and place != self.heading:
                 lines.append(f"{indent}# {place}")
                 self.heading = place
@@ -374,7 +385,7 @@ _LOWERINGS = {
 _ROWS = {"sum": "sum", "max": "max", "min": "min", "prod": "prod", "row_dot": "dot"}
 
 
-def _place(node: Node | None) -> str:
+def place_of(node: Node | None) -> str:
     if node is None:
         return ""
     role = "" if node.origin.role == "primal" else f" ({node.origin.role})"

@@ -16,8 +16,8 @@ from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import Attrs, Graph
 
 _TAKEN = re.compile(
-    r"memory|at|bytes|rt|xp|run|bind|support|range|float|len|start|rows|turn"
-    r"|(?:v|c|f|i|x|y|t|tiles|part|parts|turns|live)\d+"
+    r"memory|m|at|bytes|rt|xp|run|bind|support|range|float|len|start|rows|turn"
+    r"|(?:v|c|f|i|x|y|t|tiles|part|parts|turns|live|run)\d+"
 )
 _ROWS = "__rows__"  # the first rows of a batch, in the turn of a ragged loop
 

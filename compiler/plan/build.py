@@ -36,9 +36,15 @@ class Planned:
     returned: tuple[int, ...]
 
 
-def plan_program(graph: Graph, sizes: Mapping[str, int], inplace: bool = True) -> Planned:
+def plan_program(
+    graph: Graph,
+    sizes: Mapping[str, int],
+    inplace: bool = True,
+    threads: int = 1,
+    native: bool = False,
+) -> Planned:
     """Lowers `graph` in its order and places its buffers at the reference `sizes`."""
-    schedule, liveness = analyse(lower(graph), inplace)
+    schedule, liveness = analyse(lower(graph, threads, native), inplace)
     state = [v.storage for v in schedule.inputs if v.storage.kind == "state"]
     transient = [s for s in liveness.buffers() if s.kind != "state"]
     storages = [*state, *transient]

@@ -263,6 +263,8 @@ class Lowering:
                 slices.append((whole, turn))
         wholes = [self.result(node, v) for v in node.outputs[n:]]
         inner.run(body, moving.results(wholes))
+        if self.native:
+            captured += self._hoisted(inner, captured)
         results = inner.carried(body.outputs[:n], [place for _, place in carries], node)
         stacked, direct = [], []
         for v, whole in zip(body.outputs[n:], wholes, strict=True):
@@ -280,6 +282,18 @@ class Lowering:
                 tuple(inner.steps), updates, tuple(stacked), tuple(captured), tuple(direct), node,
             )
         )  # fmt: skip
+
+    def _hoisted(self, inner: Lowering, captured: Sequence[View]) -> list[View]:
+        """Packs before a loop, once, what each of its turns would: the panels."""
+        outside = {v.storage for v in captured}
+        fixed = [
+            step for step in inner.steps
+            if isinstance(step, PackStep) and step.operand.storage in outside
+            and not isinstance(step.operand, Turn)
+        ]  # fmt: skip
+        inner.steps = [step for step in inner.steps if step not in fixed]
+        self.steps.extend(fixed)
+        return [step.result for step in fixed]
 
     def carried(self, outputs: Sequence[Value], homes: Sequence[View], node: Node) -> list[Operand]:
         """The new carries, none of them in a place that an update of another one overwrites."""

@@ -1,0 +1,108 @@
+"""The native device: an arena in memory, kernels compiled from C, a pool of threads.
+
+What has no kernel runs with NumPy, on views of the same arena.  Invariant: a program's library is
+compiled once, whatever its sizes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retrograde.runtime.native.pool import Fault, Pool, pool, table
+from retrograde.runtime.numpy_device import NumpyArena, NumpyDevice
+from retrograde.runtime.protocol import Bound
+
+Table = npt.NDArray[np.int64]
+
+
+class NativeArena(NumpyArena):
+    """Memory with its address."""
+
+    def __init__(self, bytes: int) -> None:
+        super().__init__(bytes)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+
+
+class _Sequence:
+    """A list of launches with its arguments."""
+
+    def __init__(
+        self, threads: Pool, code: Table, kernels: Table, arguments: Table, movers: Table
+    ) -> None:
+        self.origin = table(threads.threads, max(len(arguments), 1))
+        self.origin[:, : len(arguments)] = arguments
+        self.work = table(threads.threads, max(len(arguments), 1))
+        self.work[...] = self.origin
+        self.run = threads.bind(code, kernels, self.origin, self.work, movers)
+
+    def __call__(self) -> None:
+        self.run()
+
+    def move(self, argument: int, value: int) -> None:
+        self.origin[:, argument] = value
+        self.work[:, argument] = value
+
+
+class NativeMemory:
+    """An arena as one program's kernels see it."""
+
+    def __init__(self, arena: NativeArena, library: Library, threads: Pool) -> None:
+        self._arena, self._library, self._pool = arena, library, threads
+        self.xp = arena.xp
+        self.address = arena.address
+        self.threads = threads.threads
+        self.panels = library.panels
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._arena, name)
+
+    def sequence(self, code: Table, arguments: Table, movers: Table) -> _Sequence:
+        return _Sequence(self._pool, code, self._library.kernels, arguments, movers)
+
+    def fault(self, error: Exception) -> tuple[int, int] | None:
+        return (error.index, error.code) if isinstance(error, Fault) else None
+
+
+class Library:
+    """The compiled kernels of a program."""
+
+    def __init__(self, loaded: ctypes.CDLL) -> None:
+        self._loaded = loaded  # its functions live as long as it
+        count = ctypes.c_int64.in_dll(loaded, "rg_kernel_count").value
+        addresses = (ctypes.c_int64 * max(count, 1)).in_dll(loaded, "rg_kernels")
+        self.kernels = np.array(addresses[:count], np.int64)
+        widths = (ctypes.c_int64 * 2).in_dll(loaded, "rg_panels")
+        self.panels = {"f32": widths[0], "f64": widths[1]}
+
+
+class NativeDevice(NumpyDevice):
+    """Runs schedules with compiled kernels on the CPU."""
+
+    name = "native"
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._pool = pool(threads)
+        self.threads = self._pool.threads
+
+    def allocate(self, bytes: int) -> NativeArena:
+        return NativeArena(bytes)
+
+    def load(self, source: str, file: str, kernels: str) -> Callable[..., Bound]:
+        bind = super().load(source, file, kernels)
+        library = Library(_compiled(kernels))
+
+        def bound(arena: NativeArena, *arguments: Any) -> Bound:
+            return bind(NativeMemory(arena, library, self._pool), *arguments)
+
+        return bound
+
+
+def _compiled(kernels: str) -> ctypes.CDLL:
+    from retrograde.runtime.native.toolchain import find_toolchain, load, shared_library
+
+    return load(shared_library(kernels, find_toolchain(), name="kernels"))
