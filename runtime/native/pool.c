@@ -76,6 +76,7 @@ typedef struct {
     i64 index, fault;          /* ... and what failed in it, on the same line as `done` */
     rg_line signal[RG_ROUNDS]; /* twice the number of a barrier, plus 1 if something failed */
     RG_ALIGNED _Atomic u32 parked;
+    _Atomic u32 core; /* 1 + the core where the thread is awake; 0: asleep, or not known */
 #if !RG_FUTEX
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -87,7 +88,7 @@ typedef struct {
 typedef struct rg_pool {
     pthread_mutex_t turn; /* held for a run */
     i64 threads, started; /* started: threads there are, the caller counted */
-    i64 spin, stay;       /* ns a waiting thread stays awake; ns it does so without a yield */
+    i64 spin;             /* ns that a waiting thread stays awake */
     u64 run, meeting;     /* numbers of the newest run and barrier */
     _Atomic int closing;
     struct rg_pool *next;
@@ -172,8 +173,37 @@ static inline void rg_post(rg_seat *reader, _Atomic u64 *word, u64 value)
 #endif
 }
 
-/* Waits until `word` has reached the target: spins, then spins and yields (who is waited for may
- * have no other core), then sleeps. */
+/* Tells the others on which core a thread runs. */
+static inline u32 rg_here(rg_seat *self)
+{
+#if defined(__linux__)
+    u32 core = (u32)(sched_getcpu() + 1);
+    if (atomic_load_explicit(&self->core, memory_order_relaxed) != core)
+        atomic_store_explicit(&self->core, core, memory_order_relaxed);
+    return core;
+#else
+    (void)self;
+    return 0;
+#endif
+}
+
+/* Whether another thread of the pool, too, is awake on this core; where that is not known, yes. */
+static int rg_crowded(const rg_pool *pool, rg_seat *self)
+{
+    u32 core = rg_here(self);
+    if (!core)
+        return 1;
+    for (i64 i = 0; i < pool->threads; i++)
+        if (pool->seats + i != self &&
+            atomic_load_explicit(&pool->seats[i].core, memory_order_relaxed) == core)
+            return 1;
+    return 0;
+}
+
+/* Waits until `word` has reached the target: spins for a while, then sleeps.
+ *
+ * Who has to write the word may be waiting for this very core: then it is yielded.  Else it is not,
+ * as a stranger on the core would run for milliseconds. */
 static u64 rg_await(const rg_pool *pool, rg_seat *self, _Atomic u64 *word, u64 target)
 {
     u64 seen;
@@ -189,10 +219,14 @@ static u64 rg_await(const rg_pool *pool, rg_seat *self, _Atomic u64 *word, u64 t
         if (!start)
             start = now;
         if (now - start >= pool->spin)
-            return rg_park(self, word, target);
-        if (now - start >= pool->stay)
+            break;
+        if (rg_crowded(pool, self))
             sched_yield();
     }
+    atomic_store_explicit(&self->core, 0, memory_order_relaxed);
+    seen = rg_park(self, word, target);
+    rg_here(self);
+    return seen;
 }
 
 /* ---- the walk through a list ---- */
@@ -483,6 +517,7 @@ static u64 rg_take_part(rg_pool *pool, i64 part)
 {
     rg_seat *self = &pool->seats[part];
     rg_walker w = {pool, self, part, pool->parts, pool->meeting, -1, 0};
+    rg_here(self);
     rg_walk(&w);
     self->index = w.index;
     self->fault = w.fault;
@@ -562,18 +597,6 @@ static void rg_in_child(void)
 }
 static void rg_watch_forks(void) { pthread_atfork(rg_before_fork, rg_after_fork, rg_in_child); }
 
-/* The cores that this process may use; 1 << 20 where the system does not tell. */
-static i64 rg_cores(void)
-{
-#if defined(__linux__)
-    cpu_set_t set;
-    if (!sched_getaffinity(0, sizeof set, &set))
-        return CPU_COUNT(&set);
-#endif
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    return cores > 0 ? cores : 1 << 20;
-}
-
 /* A pool of `threads`, its caller among them, that stay awake for `spin` ns after their last work;
  * NULL if that cannot be.  Workers are started by the first run that needs them. */
 rg_pool *rg_pool_create(i64 threads, i64 spin)
@@ -589,7 +612,6 @@ rg_pool *rg_pool_create(i64 threads, i64 spin)
     pool->seats = seats;
     pool->threads = threads;
     pool->spin = spin;
-    pool->stay = threads > rg_cores() ? 0 : 30000;
     rg_reset(pool);
     pthread_once(&rg_forks, rg_watch_forks);
     pthread_mutex_lock(&rg_pools_lock);

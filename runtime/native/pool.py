@@ -170,7 +170,9 @@ def thread_count() -> int:
     wanted = os.environ.get("RETROGRADE_THREADS", "").strip()
     if wanted:
         if not wanted.isdecimal() or not 1 <= int(wanted) <= 1024:
-            raise DeviceError(f"RETROGRADE_THREADS is {wanted!r}: set it to a number from 1 to 1024")
+            raise DeviceError(
+                f"RETROGRADE_THREADS is {wanted!r}: set it to a number from 1 to 1024"
+            )
         return int(wanted)
     if hasattr(os, "sched_getaffinity"):
         return min(len(os.sched_getaffinity(0)), 1024)
@@ -179,8 +181,7 @@ def thread_count() -> int:
 
 def _check(array: Table, shape: tuple[int | None, ...], name: str) -> None:
     fits = len(shape) == array.ndim and all(
-        wanted is None or wanted == there
-        for wanted, there in zip(shape, array.shape, strict=True)
+        wanted is None or wanted == there for wanted, there in zip(shape, array.shape, strict=True)
     )
     if array.dtype != np.int64 or not fits or not array.flags.c_contiguous:
         raise ValueError(f"{name} is {array.dtype}{array.shape}: wanted int64{shape}, contiguous")

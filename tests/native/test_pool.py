@@ -159,7 +159,7 @@ def run(
     arguments: list[int] | list[list[int]],
     movers: list[tuple[int, int]] | None = None,
 ) -> None:
-    """Runs with one row of arguments for all threads, or one for each; looks at the tables after."""
+    """Runs with one row of arguments for all, or one for each thread; the tables have to stay."""
     each = arguments if isinstance(arguments[0], list) else [arguments] * pool.threads
     origin = table(pool.threads, len(each[0]))
     for row, values in zip(origin, each, strict=True):
@@ -351,9 +351,7 @@ def test_loops_and_calls_move_arguments_as_a_plain_walk_does(
 
 
 @pytest.mark.parametrize("turns", [1, 2, 7])
-def test_a_while_loop_runs_until_its_byte_is_zero(
-    threads: Pool, built: Built, turns: int
-) -> None:
+def test_a_while_loop_runs_until_its_byte_is_zero(threads: Pool, built: Built, turns: int) -> None:
     number, more = np.array([turns]), np.ones(1, np.uint8)
     counts, parts = np.zeros((2, 30), np.int64)
     rows = [
@@ -404,9 +402,7 @@ def test_a_branch_inside_a_loop(threads: Pool, built: Built, taken: int) -> None
         ([(Code.COPY, 0, -1, 0, 0)], 0),
     ],
 )
-def test_an_unsound_list_is_refused(
-    built: Built, rows: list[tuple[int, ...]], where: int
-) -> None:
+def test_an_unsound_list_is_refused(built: Built, rows: list[tuple[int, ...]], where: int) -> None:
     tables = table(1, 3), table(1, 3)
     with pytest.raises(ValueError, match=f"instruction {where} "):
         Pool(1).bind(listing(*rows), built.kernels, *tables, np.array([[1, 8]]))
@@ -425,7 +421,7 @@ def test_tables_that_do_not_fit_are_refused(built: Built) -> None:
     with pytest.raises(ValueError, match="work is int64"):
         Pool(2).bind(code, built.kernels, good, table(2, 17))
     with pytest.raises(ValueError, match="code is int32"):
-        Pool(2).bind(code.astype(np.int32), built.kernels, good, good.copy())  # type: ignore[arg-type]
+        Pool(2).bind(code.astype(np.int32), built.kernels, good, good.copy())
     with pytest.raises(ValueError, match="without an address"):
         Pool(2).bind(code, np.zeros(1, np.int64), good, good.copy())
 
@@ -443,7 +439,8 @@ def test_rows_of_a_table_share_no_line() -> None:
 def failing(pool: Pool, built: Built, *bits: int, barrier: int = 1) -> tuple[Fault, Any]:
     """Launches of 10 items, one for each of `bits` (the items that fail in it), and one more."""
     counts = np.zeros((len(bits) + 1, 10), np.int64)
-    rows, arguments = [], []
+    rows: list[tuple[int, ...]] = []
+    arguments: list[int] = []
     for bit, row in zip([*bits, 0], counts, strict=True):
         rows.append(launch(FAIL, len(arguments), 10, barrier=barrier))
         arguments += [address(row), bit, 100 * len(rows)]
