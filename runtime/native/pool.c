@@ -76,6 +76,7 @@ typedef struct {
     i64 index, fault;          /* ... and what failed in it, on the same line as `done` */
     rg_line signal[RG_ROUNDS]; /* twice the number of a barrier, plus 1 if something failed */
     RG_ALIGNED _Atomic u32 parked;
+    _Atomic u32 core; /* 1 + the core where the thread is awake; 0: asleep, or not known */
 #if !RG_FUTEX
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -87,7 +88,7 @@ typedef struct {
 typedef struct rg_pool {
     pthread_mutex_t turn; /* held for a run */
     i64 threads, started; /* started: threads there are, the caller counted */
-    i64 spin, stay;       /* ns a waiting thread stays awake; ns it does so without a yield */
+    i64 spin;             /* ns that a waiting thread stays awake */
     u64 run, meeting;     /* numbers of the newest run and barrier */
     _Atomic int closing;
     struct rg_pool *next;
@@ -98,7 +99,7 @@ typedef struct rg_pool {
     const i64 *origin;
     i64 *work;
     i64 n, nargs, parts;
-    u32 modes;
+    u64 modes;
     rg_seat *seats;
 } rg_pool;
 
@@ -172,8 +173,37 @@ static inline void rg_post(rg_seat *reader, _Atomic u64 *word, u64 value)
 #endif
 }
 
-/* Waits until `word` has reached the target: spins, then spins and yields (who is waited for may
- * have no other core), then sleeps. */
+/* Tells the others on which core a thread runs. */
+static inline u32 rg_here(rg_seat *self)
+{
+#if defined(__linux__)
+    u32 core = (u32)(sched_getcpu() + 1);
+    if (atomic_load_explicit(&self->core, memory_order_relaxed) != core)
+        atomic_store_explicit(&self->core, core, memory_order_relaxed);
+    return core;
+#else
+    (void)self;
+    return 0;
+#endif
+}
+
+/* Whether another thread of the pool, too, is awake on this core; where that is not known, yes. */
+static int rg_crowded(const rg_pool *pool, rg_seat *self)
+{
+    u32 core = rg_here(self);
+    if (!core)
+        return 1;
+    for (i64 i = 0; i < pool->threads; i++)
+        if (pool->seats + i != self &&
+            atomic_load_explicit(&pool->seats[i].core, memory_order_relaxed) == core)
+            return 1;
+    return 0;
+}
+
+/* Waits until `word` has reached the target: spins for a while, then sleeps.
+ *
+ * Who has to write the word may be waiting for this very core: then it is yielded.  Else it is not,
+ * as a stranger on the core would run for milliseconds. */
 static u64 rg_await(const rg_pool *pool, rg_seat *self, _Atomic u64 *word, u64 target)
 {
     u64 seen;
@@ -189,10 +219,14 @@ static u64 rg_await(const rg_pool *pool, rg_seat *self, _Atomic u64 *word, u64 t
         if (!start)
             start = now;
         if (now - start >= pool->spin)
-            return rg_park(self, word, target);
-        if (now - start >= pool->stay)
+            break;
+        if (rg_crowded(pool, self))
             sched_yield();
     }
+    atomic_store_explicit(&self->core, 0, memory_order_relaxed);
+    seen = rg_park(self, word, target);
+    rg_here(self);
+    return seen;
 }
 
 /* ---- the walk through a list ---- */
@@ -251,6 +285,7 @@ static inline void rg_move(i64 *args, const rg_mover *mover, i64 count, i64 turn
             (i64)((u64)args[mover[i].argument] + (u64)turns * (u64)mover[i].stride);
 }
 
+/* The list has to be sound (rg_check): nothing is checked here but the depth of calls. */
 static void rg_walk(rg_walker *w)
 {
     const rg_pool *pool = w->pool;
@@ -356,8 +391,6 @@ static void rg_walk(rg_walker *w)
             i++;
             break;
         }
-        default:
-            goto out;
         }
         continue;
     deep:
@@ -373,38 +406,122 @@ out:
         memcpy(args, pool->origin + part * pool->nargs, (size_t)pool->nargs * sizeof *args);
 }
 
+static int rg_within(i64 first, i64 count, i64 size)
+{
+    return first >= 0 && count >= 0 && first <= size && count <= size - first;
+}
+
+/* 0 if a list is sound, else 1 + the index of an instruction that is not: unknown, out of range, a
+ * LOOP without its END, a jump into or out of a loop, a call or a return inside of which loops would
+ * be left open.  Then no walk reads or writes outside of the list and the tables.  -1: no memory. */
+i64 rg_check(const rg_code *code, i64 n, i64 kernels, const rg_mover *movers, i64 moved, i64 nargs)
+{
+    i64 *inside = malloc((size_t)(n + 1) * sizeof *inside); /* the innermost loop, or -1 */
+    if (!inside)
+        return -1;
+    i64 loop = -1, i;
+    for (i = 0; i < n; i++) {
+        inside[i] = loop;
+        if (code[i].op == RG_LOOP)
+            loop = i;
+        else if (code[i].op == RG_END) {
+            if (loop < 0 || code[i].x[0] != loop || code[loop].x[4] != i)
+                goto bad;
+            loop = inside[loop];
+        }
+    }
+    i = loop;
+    if (loop >= 0)
+        goto bad;
+    inside[n] = -1;
+    for (i64 m = 0; m < moved; m++)
+        if (!rg_within(movers[m].argument, 1, nargs)) {
+            i = n;
+            goto bad;
+        }
+    for (i = 0; i < n; i++) {
+        const i64 *x = code[i].x;
+        int sound = 0;
+        switch (code[i].op) {
+        case RG_LAUNCH:
+            sound = rg_within(x[0], 1, kernels) && rg_within(x[1], 0, nargs) &&
+                    x[5] >= RG_SHARED && x[5] <= RG_FIRST &&
+                    (x[5] != RG_OWN || rg_within(x[2], 1, nargs));
+            break;
+        case RG_LOOP:
+            sound = rg_within(x[2], x[3], moved) && (x[1] == 1 || x[1] == -1);
+            break;
+        case RG_END:
+            sound = 1;
+            break;
+        case RG_TEST:
+            sound = rg_within(x[0], 1, nargs) && rg_within(x[1], 0, n) &&
+                    inside[x[1]] == inside[i];
+            break;
+        case RG_JUMP:
+            sound = rg_within(x[0], 0, n) && inside[x[0]] == inside[i];
+            break;
+        case RG_CALL:
+            sound = rg_within(x[0], 0, n) && inside[x[0]] == -1 && rg_within(x[2], x[3], moved);
+            break;
+        case RG_RETURN:
+            sound = inside[i] == -1;
+            break;
+        case RG_COPY:
+            sound = rg_within(x[0], 1, nargs) && rg_within(x[1], 1, nargs) &&
+                    rg_within(x[2], 1, nargs);
+            break;
+        }
+        if (!sound)
+            goto bad;
+    }
+    free(inside);
+    return 0;
+bad:
+    free(inside);
+    return 1 + i;
+}
+
 /* ---- workers ---- */
 
 /* How to round and whether to flush subnormals: results must not depend on who computes them, so a
  * worker takes the caller's modes over. */
-static u32 rg_modes(void)
+static u64 rg_modes(void)
 {
 #if defined(__SSE__)
     return __builtin_ia32_stmxcsr() & ~0x3fu; /* without the flags of past exceptions */
+#elif defined(__aarch64__)
+    u64 modes;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(modes));
+    return modes;
 #else
     return 0;
 #endif
 }
 
-static void rg_adopt(u32 modes)
+static void rg_adopt(u64 modes)
 {
+    if (rg_modes() == modes)
+        return;
 #if defined(__SSE__)
-    if (rg_modes() != modes)
-        __builtin_ia32_ldmxcsr(modes);
+    __builtin_ia32_ldmxcsr((u32)modes);
+#elif defined(__aarch64__)
+    __asm__ volatile("msr fpcr, %0" : : "r"(modes));
 #else
     (void)modes;
 #endif
 }
 
-static void rg_take_part(rg_pool *pool, i64 part)
+/* Walks the list as thread `part`; the number of the last barrier, the same in all threads. */
+static u64 rg_take_part(rg_pool *pool, i64 part)
 {
     rg_seat *self = &pool->seats[part];
     rg_walker w = {pool, self, part, pool->parts, pool->meeting, -1, 0};
+    rg_here(self);
     rg_walk(&w);
     self->index = w.index;
     self->fault = w.fault;
-    if (part == 0)
-        pool->meeting = w.meeting;
+    return w.meeting;
 }
 
 static void *rg_work(void *argument)
@@ -414,7 +531,7 @@ static void *rg_work(void *argument)
     /* Signals of the process are for the threads of its owner; what a kernel does wrong is not. */
     sigset_t outside;
     sigfillset(&outside);
-    const int inside[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
+    const int inside[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
     for (size_t i = 0; i < sizeof inside / sizeof *inside; i++)
         sigdelset(&outside, inside[i]);
     pthread_sigmask(SIG_SETMASK, &outside, NULL);
@@ -480,18 +597,6 @@ static void rg_in_child(void)
 }
 static void rg_watch_forks(void) { pthread_atfork(rg_before_fork, rg_after_fork, rg_in_child); }
 
-/* The cores that this process may use; 1 << 20 where the system does not tell. */
-static i64 rg_cores(void)
-{
-#if defined(__linux__)
-    cpu_set_t set;
-    if (!sched_getaffinity(0, sizeof set, &set))
-        return CPU_COUNT(&set);
-#endif
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    return cores > 0 ? cores : 1 << 20;
-}
-
 /* A pool of `threads`, its caller among them, that stay awake for `spin` ns after their last work;
  * NULL if that cannot be.  Workers are started by the first run that needs them. */
 rg_pool *rg_pool_create(i64 threads, i64 spin)
@@ -507,7 +612,6 @@ rg_pool *rg_pool_create(i64 threads, i64 spin)
     pool->seats = seats;
     pool->threads = threads;
     pool->spin = spin;
-    pool->stay = threads > rg_cores() ? 0 : 30000;
     rg_reset(pool);
     pthread_once(&rg_forks, rg_watch_forks);
     pthread_mutex_lock(&rg_pools_lock);
@@ -571,7 +675,7 @@ i64 rg_run(rg_pool *pool, const rg_code *code, i64 n, const rg_kernel *kernels,
     rg_seat *seats = pool->seats;
     for (i64 i = 1; i < parts; i++)
         rg_post(&seats[i], &seats[i].job.word, run);
-    rg_take_part(pool, 0);
+    u64 meeting = rg_take_part(pool, 0);
     i64 index = seats[0].index;
     *fault = seats[0].fault;
     for (i64 i = 1; i < parts; i++) {
@@ -581,6 +685,7 @@ i64 rg_run(rg_pool *pool, const rg_code *code, i64 n, const rg_kernel *kernels,
             *fault = seats[i].fault;
         }
     }
+    pool->meeting = meeting; /* not before: a late worker may have been about to read it */
     pthread_mutex_unlock(&pool->turn);
     return 1 + index;
 }

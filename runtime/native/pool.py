@@ -119,9 +119,16 @@ class Pool:
         _check(origin, (None, None), "origin")
         _check(work, origin.shape, "work")
         parts, arguments = origin.shape
+        library = self._library
+        unsound = library.rg_check(
+            _at(code), len(code), len(kernels), _at(movers), len(movers), arguments
+        )
+        if unsound or not np.all(kernels):
+            where = f"instruction {unsound - 1}" if unsound else "a kernel without an address"
+            raise ValueError(f"no sound list: {where} of {len(code)}")
         if not 1 <= parts <= self.threads:
             raise ValueError(f"{parts} rows of arguments for a pool of {self.threads} threads")
-        run, fault = self._library.rg_run, ctypes.c_int64()
+        run, fault = library.rg_run, ctypes.c_int64()
         numbers: list[Any] = [
             self._handle, _at(code), len(code), _at(kernels), _at(movers), _at(origin), _at(work),
             arguments, parts, ctypes.byref(fault),
@@ -151,12 +158,21 @@ def pool(threads: int | None = None) -> Pool:
     return _POOLS.get(count) or _POOLS.setdefault(count, Pool(count))
 
 
+def share(items: int, grain: int, parts: int, part: int) -> tuple[int, int]:
+    """The items [lo, hi) that thread `part` of `parts` does, cut at multiples of `grain`."""
+    low, high = ctypes.c_int64(), ctypes.c_int64()
+    _library().rg_share(items, grain, parts, part, ctypes.byref(low), ctypes.byref(high))
+    return low.value, high.value
+
+
 def thread_count() -> int:
     """`RETROGRADE_THREADS`, else the number of cores that this process may use."""
     wanted = os.environ.get("RETROGRADE_THREADS", "").strip()
     if wanted:
         if not wanted.isdecimal() or not 1 <= int(wanted) <= 1024:
-            raise DeviceError(f"RETROGRADE_THREADS is {wanted!r}: set it to a number from 1 to 1024")
+            raise DeviceError(
+                f"RETROGRADE_THREADS is {wanted!r}: set it to a number from 1 to 1024"
+            )
         return int(wanted)
     if hasattr(os, "sched_getaffinity"):
         return min(len(os.sched_getaffinity(0)), 1024)
@@ -165,8 +181,7 @@ def thread_count() -> int:
 
 def _check(array: Table, shape: tuple[int | None, ...], name: str) -> None:
     fits = len(shape) == array.ndim and all(
-        wanted is None or wanted == there
-        for wanted, there in zip(shape, array.shape, strict=True)
+        wanted is None or wanted == there for wanted, there in zip(shape, array.shape, strict=True)
     )
     if array.dtype != np.int64 or not fits or not array.flags.c_contiguous:
         raise ValueError(f"{name} is {array.dtype}{array.shape}: wanted int64{shape}, contiguous")
@@ -184,6 +199,10 @@ def _library() -> ctypes.CDLL:
     library.rg_pool_create.argtypes = [i64, i64]
     library.rg_pool_destroy.restype = None
     library.rg_pool_destroy.argtypes = [pointer]
+    library.rg_check.restype = i64
+    library.rg_check.argtypes = [pointer, i64, i64, pointer, i64, i64]
+    library.rg_share.restype = None
+    library.rg_share.argtypes = [i64, i64, i64, i64, pointer, pointer]
     library.rg_run.restype = i64
     library.rg_run.argtypes = [pointer, pointer, i64, *[pointer] * 4, i64, i64, pointer]
     return library
