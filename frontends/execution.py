@@ -71,7 +71,9 @@ def runnable(
 
 
 def checked_backend(backend: str) -> str:
-    """A backend that there is in this release."""
+    """A backend that there is in this release; RETROGRADE_BACKEND says what "auto" means."""
+    if backend == "auto":
+        backend = os.environ.get("RETROGRADE_BACKEND") or "auto"
     if backend not in ("auto", "numpy", "native", "cupy"):
         raise DeviceError(
             f"{where()}unknown backend {backend!r}: use 'auto', 'native', 'numpy' or 'cupy'"

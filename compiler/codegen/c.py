@@ -34,7 +34,9 @@ GRAIN = 64  # elements: threads never share a cache line
 HEAD = "static i64 @(const i64 *a, i64 lo, i64 hi, i64 part) {"
 
 # How a total begins, goes on with one element, and the op that joins two lanes.
-_TOTALS = {"sum": "add", "row_dot": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
+_TOTALS = {
+    "sum": "add", "row_dot": "add", "dot_general": "add", "prod": "mul", "max": "maximum", "min": "minimum",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -228,12 +230,8 @@ class _Rows:
             f"{pad}}}",
         ]
         for name, node in lanes:
-            lines += [
-                f"{pad}for (int w = {LANES // 2}; w > 0; w /= 2)",
-                f"{pad}  for (int l = 0; l < w; l++)",
-                f"{pad}    {name}[l] = {joined(node, f'{name}[l]', f'{name}[l + w]')};",
-                self._define(node.output, f"{name}[0]", pad),
-            ]
+            lines += folded(node, name, LANES, pad)
+            lines.append(self._define(node.output, f"{name}[0]", pad))
         return lines
 
     def _elements(self, sweep: Sweep, stores: Sequence[int], pad: str) -> list[str]:
@@ -278,6 +276,16 @@ class _Rows:
         return joined(node, total, value)
 
 
+def folded(node: Node, name: str, lanes: int, pad: str) -> list[str]:
+    """The statements that leave the total of all lanes in the first."""
+    lines = []
+    while lanes > 1:
+        lanes //= 2
+        both = joined(node, f"{name}[l]", f"{name}[l + {lanes}]")
+        lines.append(f"{pad}for (int l = 0; l < {lanes}; l++) {name}[l] = {both};")
+    return lines
+
+
 def joined(node: Node, a: str, b: str) -> str:
     """Two totals as one."""
     dtype = node.output.dtype
@@ -286,7 +294,7 @@ def joined(node: Node, a: str, b: str) -> str:
 
 def identity(node: Node) -> str:
     dtype, name = node.output.dtype, node.op.name
-    if name in ("sum", "row_dot"):
+    if _TOTALS[name] == "add":
         return literal(0, dtype)
     if name == "prod":
         return literal(1, dtype)

@@ -5,9 +5,12 @@ Invariant: columns are added up in slices of a fixed number of rows, then the sl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from retrograde.compiler.codegen.c import (
     HEAD,
     Function,
+    folded,
     identity,
     joined,
     row_function,
@@ -17,9 +20,10 @@ from retrograde.compiler.codegen.kernel import reduce_kernel
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same
 from retrograde.compiler.ir.graph import Node
+from retrograde.compiler.plan.lower import SLICE
 from retrograde.compiler.plan.views import Operand, View
 
-COLUMNS, SLICE = 64, 128
+COLUMNS, DEEP = 64, 128
 
 
 def reduce_function(node: Node, x: Operand, out: View) -> Function | None:
@@ -47,6 +51,53 @@ def reduce_function(node: Node, x: Operand, out: View) -> Function | None:
     return _down(node, flat, result)
 
 
+def total_functions(
+    node: Node, operands: Sequence[View], out: View, partials: View
+) -> list[Function] | None:
+    """The total of one array, or of the products of two: slices, then the slices in order."""
+    if not all(v.contiguous for v in operands):
+        return None
+    kind = memory_type(out.dtype)
+    count: Dim = dims.product(operands[0].shape)
+    pointers = [f"  const {kind} *const x{i} = (void *)a[{i}];" for i in range(len(operands))]
+    after = len(operands)
+    value = " * ".join(f"x{i}[i + l]" for i in range(after))
+    first = "\n".join([
+        HEAD,
+        *pointers,
+        f"  {kind} *const y = (void *)a[{after}];",
+        f"  const i64 n = a[{after + 1}];",
+        "  for (i64 t = lo; t < hi; t++) {",
+        f"    const i64 end = rg_min(n, (t + 1) * {SLICE});",
+        f"    {kind} s[{COLUMNS}];",
+        f"    for (int l = 0; l < {COLUMNS}; l++) s[l] = {identity(node)};",
+        f"    i64 i = t * {SLICE};",
+        f"    for (; i + {COLUMNS} <= end; i += {COLUMNS})",
+        f"      for (int l = 0; l < {COLUMNS}; l++) s[l] = {joined(node, 's[l]', '(' + value + ')')};",
+        f"    for (i64 l = 0; l < end - i; l++) s[l] = {joined(node, 's[l]', '(' + value + ')')};",
+        *folded(node, "s", COLUMNS, "    "),
+        "    y[t] = s[0];",
+        "  }",
+        "  return RG_OK;",
+        "}",
+    ])  # fmt: skip
+    second = "\n".join([
+        HEAD,
+        f"  const {kind} *const x = (void *)a[0];",
+        f"  {kind} *const y = (void *)a[1];",
+        f"  {kind} s = {identity(node)};",
+        f"  for (i64 i = 0; i < a[2]; i++) s = {joined(node, 's', 'x[i]')};",
+        "  y[0] = s;",
+        "  return RG_OK;",
+        "}",
+    ])  # fmt: skip
+    slices = dims.ceil_div(count, SLICE)
+    return [
+        Function(first, (*operands, partials), (count,), slices),
+        Function(second, (partials, out), (slices,), 1),
+    ]
+
+
 def _dropped(view: View) -> View:
     return view.sliced((0, 0, 0), (1, 1, 1), view.shape).reshaped(view.shape[:2]) or view
 
@@ -68,8 +119,8 @@ def _down(node: Node, x: View, out: View) -> Function:
         f"    const i64 width = rg_min({COLUMNS}, columns - c);",
         f"    {held} total[{COLUMNS}];",
         f"    for (int l = 0; l < {COLUMNS}; l++) total[l] = {identity(node)};",
-        f"    for (i64 r0 = 0; r0 < rows; r0 += {SLICE}) {{",
-        f"      const i64 r1 = rg_min(rows, r0 + {SLICE});",
+        f"    for (i64 r0 = 0; r0 < rows; r0 += {DEEP}) {{",
+        f"      const i64 r1 = rg_min(rows, r0 + {DEEP});",
         f"      {held} s[{COLUMNS}];",
         f"      for (int l = 0; l < {COLUMNS}; l++) s[l] = {identity(node)};",
         "      for (i64 r = r0; r < r1; r++) {",

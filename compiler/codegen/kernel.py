@@ -15,7 +15,8 @@ from retrograde.compiler.ir.dims import Dim, same
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.builder import next_id
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
-from retrograde.compiler.plan.steps import CopyStep, FusedStep, OpStep
+from retrograde.compiler.ir.registry import lookup
+from retrograde.compiler.plan.steps import CopyStep, FusedStep, MatmulStep, OpStep
 from retrograde.compiler.plan.sweeps import Sweeps, sweeps_of
 from retrograde.compiler.plan.views import Literal, Operand, View
 
@@ -88,6 +89,25 @@ def reduce_kernel(node: Node, x: View, out: View) -> RowKernel:
     body = Graph(node.op.name, (source,), (made,), (total,))
     sweeps = sweeps_of(body, x.shape, (out,))
     return _kernel(body, x.shape, (x,), (out,), sweeps, whole_rows=True)
+
+
+def column_kernel(step: MatmulStep) -> RowKernel:
+    """The kernel of a product with vectors: (batch…, m, k) by (batch…, k, 1)."""
+    left, right = step.operands
+    (out,) = step.results
+    lead, (m, k) = out.shape[:-2], left.shape[-2:]
+    space = (*lead, m, k)
+    left = left.broadcast(space)
+    axes = len(right.shape)
+    right = right.transposed((*range(axes - 2), axes - 1, axes - 2)).broadcast(space)
+    a, b = (Value(next_id(), TensorType(v.dtype, space)) for v in (left, right))
+    total = Value(next_id(), TensorType(out.dtype, (*lead, m, 1)))
+    made = replace(
+        step.node, op=lookup("row_dot"), inputs=(a, b), attrs={}, outputs=(total,)
+    )
+    body = Graph("row_dot", (a, b), (made,), (total,))
+    sweeps = sweeps_of(body, space, (out,))
+    return _kernel(body, space, (left, right), (out,), sweeps, whole_rows=True)
 
 
 def _kernel(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from retrograde.compiler.codegen.c import Function, fill_function, row_function
 from retrograde.compiler.codegen.c_index import gather_function, scatter_function
 from retrograde.compiler.codegen.c_matmul import matmul_function, pack_function
-from retrograde.compiler.codegen.c_reduce import reduce_function
-from retrograde.compiler.codegen.kernel import copy_kernel, kernel_of
+from retrograde.compiler.codegen.c_reduce import reduce_function, total_functions
+from retrograde.compiler.codegen.kernel import column_kernel, copy_kernel, kernel_of
 from retrograde.compiler.ir.graph import Node
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.plan.steps import (
@@ -42,11 +42,20 @@ def launches(step: Step) -> list[Launch] | None:
     if isinstance(step, PackStep):
         return [Launch(pack_function(step))]
     if isinstance(step, MatmulStep):
-        return None if step.panels is None else [Launch(matmul_function(step))]
+        if step.panels is not None:
+            return [Launch(matmul_function(step))]
+        return [Launch(row_function(column_kernel(step)))]
     if not isinstance(step, OpStep):
         return None
     if step.node.op.kind is Kind.ELEMENTWISE:
         return [Launch(row_function(kernel_of(step)))]
+    if step.scratch:
+        views = [x for x in step.operands if isinstance(x, View)]
+        (partials,) = step.scratch
+        if len(views) == len(step.operands):
+            made = total_functions(step.node, views, step.results[0], partials)
+            if made is not None:
+                return [Launch(f) for f in made]
     rule = _RULES.get(step.node.op.name)
     return None if rule is None else rule(step.node, step.operands, step.results)
 

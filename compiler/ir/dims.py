@@ -146,6 +146,11 @@ def gcd_content(d: Dim) -> int:
     return math.gcd(*(c for _, c in terms_of(d)))
 
 
+def ceil_div(d: Dim, k: int) -> Dim:
+    """How many pieces of up to `k` make up `d`."""
+    return floordiv(d + (k - 1), k)
+
+
 def align(d: Dim, k: int) -> Dim:
     """`d` rounded up to a multiple of `k`; `d` itself where its coefficients say that it is one."""
     if k <= 0:

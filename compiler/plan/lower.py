@@ -46,6 +46,8 @@ from retrograde.compiler.plan.views import (
     turn_of,
 )
 
+SLICE = 16384  # elements that one thread totals, in their order
+_TOTALS = frozenset({"sum", "prod", "max", "min"})
 PANEL = 32  # columns: a multiple of those of a panel on every machine
 
 
@@ -147,7 +149,36 @@ class Lowering:
             for i, v in enumerate(node.inputs)
         )
         results = tuple(self.result(node, v) for v in node.outputs)
-        self.steps.append(OpStep(node, operands, results))
+        space = self._partials(node) if self.native else ()
+        self.steps.append(OpStep(node, operands, results, space))
+
+    def _partials(self, node: Node) -> tuple[View, ...]:
+        """Working memory for the total of everything there is, which threads share out."""
+        if node.op.name not in _TOTALS or node.output.dtype.bytes < 4:
+            return ()
+        size = node.inputs[0].type.size
+        if not same(node.output.type.size, 1) or (isinstance(size, int) and size <= SLICE):
+            return ()
+        return (scratch(dims.ceil_div(size, SLICE), node.output.dtype, node.place),)
+
+    def _inner_product(self, node: Node) -> bool:
+        """The total of the products of two arrays that lie alike, as one op."""
+        operands = [self.view_of(v, node) for v in node.inputs]
+        if not (self.native and same(node.output.type.size, 1)):
+            return False
+        flat = [x.reshaped((node.inputs[0].type.size,)) for x in operands]
+        left, right = flat
+        if left is None or right is None or not same(left.shape[0], right.shape[0]):
+            return False
+        (lc, rc), (lb, rb) = node.attrs["contract"], node.attrs["batch"]
+        alike = [d for d in lc if not same(node.inputs[0].shape[d], 1)], [
+            d for d in rc if not same(node.inputs[1].shape[d], 1)
+        ]
+        if lb or rb or alike[0] != sorted(alike[0]) or alike[1] != sorted(alike[1]):
+            return False
+        space = (scratch(dims.ceil_div(left.shape[0], SLICE), left.dtype, node.place),)
+        self.steps.append(OpStep(node, (left, right), (self.result(node, node.output),), space))
+        return True
 
     def view_of(self, v: Value, node: Node) -> View:
         """The place of `v`; of a constant one element is written, and stretched."""
@@ -206,6 +237,8 @@ class Lowering:
             start = start + v.shape[axis]
 
     def _matmul(self, node: Node) -> None:
+        if self._inner_product(node):
+            return
         operands: list[View] = []
         for wanted in matrices(node, [self.view_of(v, node) for v in node.inputs]):
             if isinstance(wanted, View):
@@ -230,7 +263,8 @@ class Lowering:
             assert matrix is not None
         if not _unit_stride(matrix):  # a target in transposed order: (AB)' = B'A'
             left, right, matrix = map(_flipped_axes, (right, left, matrix))
-        panels = self._packed(right, node) if self.native else None
+        column = same(matrix.shape[-1], 1)  # rows times a vector: nothing to pack
+        panels = self._packed(right, node) if self.native and not column else None
         self.steps.append(MatmulStep(node, (left, right), (matrix,), panels))
 
     def _packed(self, matrix: View, node: Node) -> View:
