@@ -28,36 +28,27 @@
 #define RG_NR_f64 (2 * RG_GEMM_BYTES / 8)
 
 /* Rows of a tile on one panel, and on two panels side by side, for products of few rows: what the
- * registers hold beside the vectors of b and one of a. */
+ * registers hold beside the vectors of b and one of a, and enough sums to hide the latency. */
 #if defined(__AVX512F__) || defined(__aarch64__)
-#ifndef RG_GEMM_ROWS
-#define RG_GEMM_ROWS 8
-#endif
+#define RG_GEMM_ROWS 12
 #define RG_GEMM_WIDE 4
 #else
 #define RG_GEMM_ROWS 6
 #define RG_GEMM_WIDE 2
 #endif
 
-/* The longest block of k. */
-#ifndef RG_GEMM_K
+/* The longest block of k; how many rows are worked on at a time, so that their block of a stays in
+ * the second cache; how many bytes of stack hold them where a is packed. */
 #define RG_GEMM_K 512
-#endif
-
-/* Rows worked on at a time, so that their part of a stays in the second cache; and how many when
- * a is packed, into 96 KB of stack. */
-#ifndef RG_GEMM_GROUP
 #define RG_GEMM_GROUP 72
-#endif
-#ifndef RG_GEMM_STACK
 #define RG_GEMM_STACK (96 * 1024)
-#endif
 
-/* How tiles are made: inline, or with `static` as functions shared by all products of a file,
- * which compiles faster. */
+/* Tiles are inline, or with `static` before this text functions that all products of a file share:
+ * that compiles faster.  What is no loop of multiply-adds is shared anyhow. */
 #ifndef RG_GEMM_TILE
 #define RG_GEMM_TILE RG_INLINE
 #endif
+#define RG_GEMM_SHARED static __attribute__((noinline, unused))
 
 typedef f32 rg_gv_f32 __attribute__((vector_size(RG_GEMM_BYTES)));
 typedef f64 rg_gv_f64 __attribute__((vector_size(RG_GEMM_BYTES)));
@@ -167,14 +158,18 @@ RG_INLINE rg_gv_f64 rg_gemm_lanes_f64(rg_gv_f64 a, rg_gv_f64 b, rg_gv_f64 c) {
     ((rg_gu_##T *)(c + i * sc))[3] += c##i##_3;
 
 /* A tile of H rows of c: one block of k.  b: a panel, sb from one k to the next; the wide one takes
- * a second panel sp further on. */
+ * a second panel sp further on.  next: what is wanted after this, `ahead` bytes of it a step; the
+ * processor alone fetches a panel from beyond the second cache too late. */
 #define RG_GEMM_TILE_OF(T, H)                                                                      \
     RG_GEMM_TILE void rg_gemm_tile_##T##_##H(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, \
-                                             i64 sb, i64 k, int add) {                             \
-        RG_GEMM_ROWS_##H(RG_GEMM_NEW_2, T) for (; k > 0; k--, a += sk, b += sb) {                  \
+                                             i64 sb, i64 k, int add, const char *next,             \
+                                             i64 ahead) {                                          \
+        RG_GEMM_ROWS_##H(RG_GEMM_NEW_2, T)                                                         \
+        for (; k > 0; k--, a += sk, b += sb, next += ahead) {                                      \
             rg_gv_##T b0 = ((const rg_gu_##T *)b)[0], b1 = ((const rg_gu_##T *)b)[1];              \
             RG_GEMM_KEEP(b0);                                                                      \
             RG_GEMM_KEEP(b1);                                                                      \
+            __builtin_prefetch(next, 0, 2);                                                        \
             RG_GEMM_ROWS_##H(RG_GEMM_STEP_2, T)                                                    \
         }                                                                                          \
         if (add) {                                                                                 \
@@ -185,15 +180,18 @@ RG_INLINE rg_gv_f64 rg_gemm_lanes_f64(rg_gv_f64 a, rg_gv_f64 b, rg_gv_f64 c) {
     }
 #define RG_GEMM_WIDE_OF(T, H)                                                                      \
     RG_GEMM_TILE void rg_gemm_wide_##T##_##H(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, \
-                                             i64 sb, i64 sp, i64 k, int add) {                     \
-        RG_GEMM_ROWS_##H(RG_GEMM_NEW_4, T) for (; k > 0; k--, a += sk, b += sb) {                  \
-            const T *d = b + sp;                                                                   \
+                                             i64 sb, i64 sp, i64 k, int add,                       \
+                                             const char *next, i64 ahead) {                        \
+        RG_GEMM_ROWS_##H(RG_GEMM_NEW_4, T)                                                         \
+        for (; k > 0; k--, a += sk, b += sb, next += ahead) {                                      \
             rg_gv_##T b0 = ((const rg_gu_##T *)b)[0], b1 = ((const rg_gu_##T *)b)[1];              \
+            const T *d = b + sp;                                                                   \
             rg_gv_##T b2 = ((const rg_gu_##T *)d)[0], b3 = ((const rg_gu_##T *)d)[1];              \
             RG_GEMM_KEEP(b0);                                                                      \
             RG_GEMM_KEEP(b1);                                                                      \
             RG_GEMM_KEEP(b2);                                                                      \
             RG_GEMM_KEEP(b3);                                                                      \
+            __builtin_prefetch(next, 0, 2);                                                        \
             RG_GEMM_ROWS_##H(RG_GEMM_STEP_4, T)                                                    \
         }                                                                                          \
         if (add) {                                                                                 \
@@ -204,15 +202,14 @@ RG_INLINE rg_gv_f64 rg_gemm_lanes_f64(rg_gv_f64 a, rg_gv_f64 b, rg_gv_f64 c) {
     }
 
 #define RG_GEMM_CASE(T, H)                                                                         \
-    case H: rg_gemm_tile_##T##_##H(c, sc, a, sm, sk, b, sb, k, add); break;
+    case H: rg_gemm_tile_##T##_##H(c, sc, a, sm, sk, b, sb, k, add, next, ahead); break;
 #define RG_GEMM_WIDE_CASE(T, H)                                                                    \
-    case H: rg_gemm_wide_##T##_##H(c, sc, a, sm, sk, b, sb, sp, k, add); break;
+    case H: rg_gemm_wide_##T##_##H(c, sc, a, sm, sk, b, sb, sp, k, add, next, ahead); break;
 
 #if RG_GEMM_ROWS == 12
 #define RG_GEMM_HEIGHTS(X, T)                                                                      \
-    X(T, 1) X(T, 2) X(T, 3) X(T, 4) X(T, 5) X(T, 6) X(T, 7) X(T, 8) X(T, 9) X(T, 10) X(T, 11) X(T, 12)
-#elif RG_GEMM_ROWS == 8
-#define RG_GEMM_HEIGHTS(X, T) X(T, 1) X(T, 2) X(T, 3) X(T, 4) X(T, 5) X(T, 6) X(T, 7) X(T, 8)
+    X(T, 1) X(T, 2) X(T, 3) X(T, 4) X(T, 5) X(T, 6)                                                \
+    X(T, 7) X(T, 8) X(T, 9) X(T, 10) X(T, 11) X(T, 12)
 #else
 #define RG_GEMM_HEIGHTS(X, T) X(T, 1) X(T, 2) X(T, 3) X(T, 4) X(T, 5) X(T, 6)
 #endif
@@ -247,28 +244,54 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
     *(rg_gy_f64 *)(out + RG_NR_f64) = __builtin_shufflevector(r0, r1, 1, 3);
 }
 
-/* w columns of h rows. */
-#define RG_GEMM_ROWS_IO(T)                                                                         \
-    RG_INLINE void rg_gemm_copy_##T(T *to, i64 st, const T *from, i64 sf, i64 h, i64 w) {          \
+#define RG_GEMM_SHARED_OF(T)                                                                       \
+    /* w columns of h rows. */                                                                     \
+    RG_GEMM_SHARED void rg_gemm_copy_##T(T *to, i64 st, const T *from, i64 sf, i64 h, i64 w) {     \
         for (i64 i = 0; i < h; i++)                                                                \
             for (i64 j = 0; j < w; j++) to[i * st + j] = from[i * sf + j];                         \
     }                                                                                              \
-    /* Tiles [t0, t1) of a, k in [k0, k1) -> [tile][k][row of the tile]. */                        \
-    RG_INLINE void rg_gemm_pack_rows_##T(T *out, const T *a, i64 sm, i64 sk, i64 t0, i64 t1,       \
-                                         i64 rows, i64 more, i64 k0, i64 k1) {                     \
-        const i64 r0 = t0 * rows + rg_min(t0, more), depth = k1 - k0;                              \
-        for (i64 l = 0; l < depth; l++) {                                                          \
+                                                                                                   \
+    /* Tiles [t0, t1) of a, count of k from k0 on -> [tile][k][row of the tile]. */                \
+    RG_GEMM_SHARED void rg_gemm_pack_rows_##T(T *out, const T *a, i64 sm, i64 sk, i64 t0, i64 t1,  \
+                                              i64 rows, i64 more, i64 k0, i64 count) {             \
+        const i64 r0 = t0 * rows + rg_min(t0, more);                                               \
+        for (i64 l = 0; l < count; l++) {                                                          \
             i64 r = r0;                                                                            \
             for (i64 t = t0; t < t1; t++) {                                                        \
                 const i64 h = rows + (t < more);                                                   \
                 const T *from = a + (k0 + l) * sk + r * sm;                                        \
-                T *to = out + (r - r0) * depth + l * h;                                            \
+                T *to = out + (r - r0) * count + l * h;                                            \
                 if (sm == 1 && h == RG_GEMM_ROWS)                                                  \
                     memcpy(to, from, RG_GEMM_ROWS * sizeof(T));                                    \
                 else                                                                               \
                     for (i64 i = 0; i < h; i++) to[i] = from[i * sm];                              \
                 r += h;                                                                            \
             }                                                                                      \
+        }                                                                                          \
+    }                                                                                              \
+                                                                                                   \
+    /* w columns of b, k rows -> a panel; zeros beyond w. */                                       \
+    RG_GEMM_SHARED void rg_pack_panel_##T(T *out, const T *b, i64 k, i64 sk, i64 sn, i64 w) {      \
+        enum { NR = RG_NR_##T, TURN = 16 / (int)sizeof(T) };                                       \
+        i64 l = 0;                                                                                 \
+        if (sn == 1 && w == NR) {                                                                  \
+            for (; l < k; l++, out += NR, b += sk) {                                               \
+                ((rg_gu_##T *)out)[0] = ((const rg_gu_##T *)b)[0];                                 \
+                ((rg_gu_##T *)out)[1] = ((const rg_gu_##T *)b)[1];                                 \
+            }                                                                                      \
+        }                                                                                          \
+        if (sk == 1) {                                                                             \
+            for (; l + TURN <= k; l += TURN, out += TURN * NR, b += TURN) {                        \
+                i64 j = 0;                                                                         \
+                for (; j + TURN <= w; j += TURN) rg_gemm_turn_##T(out + j, b + j * sn, sn);        \
+                for (; j < NR; j++)                                                                \
+                    for (i64 t = 0; t < TURN; t++) out[t * NR + j] = j < w ? b[t + j * sn] : 0;    \
+            }                                                                                      \
+        }                                                                                          \
+        for (; l < k; l++, out += NR, b += sk) {                                                   \
+            i64 j = 0;                                                                             \
+            for (; j < w; j++) out[j] = b[j * sn];                                                 \
+            for (; j < NR; j++) out[j] = 0;                                                        \
         }                                                                                          \
     }
 
@@ -277,129 +300,117 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
     RG_GEMM_WIDE_HEIGHTS(RG_GEMM_WIDE_OF, T)                                                       \
                                                                                                    \
     RG_INLINE void rg_gemm_tile_##T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, i64 sb,  \
-                                    i64 sp, i64 k, int add, i64 rows, int wide) {                  \
-        if (wide) switch (rows) { RG_GEMM_WIDE_HEIGHTS(RG_GEMM_WIDE_CASE, T) }                     \
-        else switch (rows) { RG_GEMM_HEIGHTS(RG_GEMM_CASE, T) }                                    \
+                                    i64 sp, i64 k, int add, const char *next, i64 ahead, i64 rows, \
+                                    int wide) {                                                    \
+        if (wide) {                                                                                \
+            switch (rows) { RG_GEMM_WIDE_HEIGHTS(RG_GEMM_WIDE_CASE, T) }                           \
+        } else {                                                                                   \
+            switch (rows) { RG_GEMM_HEIGHTS(RG_GEMM_CASE, T) }                                     \
+        }                                                                                          \
     }                                                                                              \
                                                                                                    \
-    /* Columns of a panel: w columns of b, k rows; the columns beyond w are zeros. */              \
-    RG_INLINE void rg_pack_panel_##T(T *out, const T *b, i64 k, i64 sk, i64 sn, i64 w) {           \
-        const i64 nr = RG_NR_##T, turn = 16 / (i64)sizeof(T);                                      \
-        if (sn == 1 && w == nr) {                                                                  \
-            for (i64 l = 0; l < k; l++) {                                                          \
-                const rg_gu_##T *x = (const rg_gu_##T *)(b + l * sk);                              \
-                ((rg_gu_##T *)(out + l * nr))[0] = x[0];                                           \
-                ((rg_gu_##T *)(out + l * nr))[1] = x[1];                                           \
-            }                                                                                      \
-            return;                                                                                \
-        }                                                                                          \
-        i64 l = 0;                                                                                 \
-        if (sk == 1) {                                                                             \
-            for (; l + turn <= k; l += turn) {                                                     \
-                i64 j = 0;                                                                         \
-                for (; j + turn <= w; j += turn)                                                   \
-                    rg_gemm_turn_##T(out + l * nr + j, b + l + j * sn, sn);                        \
-                for (i64 t = l; t < l + turn; t++)                                                 \
-                    for (i64 i = j; i < nr; i++) out[t * nr + i] = i < w ? b[t + i * sn] : 0;      \
-            }                                                                                      \
-        }                                                                                          \
-        for (; l < k; l++) {                                                                       \
-            i64 j = 0;                                                                             \
-            for (; j < w; j++) out[l * nr + j] = b[l * sk + j * sn];                               \
-            for (; j < nr; j++) out[l * nr + j] = 0;                                               \
+    /* c, a, b: at the first row and column asked for; b: panels sp apart, sb from one k to the    \
+     * next.  A group of tiles passes over a block of a panel while that is in the cache. */       \
+    RG_INLINE void rg_gemm_core_##T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, i64 sb,  \
+                                    i64 sp, i64 m, i64 n, i64 k, int add) {                        \
+        enum { NR = RG_NR_##T, ROWS = RG_GEMM_ROWS, LINE = 64 / (int)sizeof(T) };                  \
+        enum { STACK = RG_GEMM_STACK / (int)sizeof(T), PACKED = STACK / RG_GEMM_K / ROWS };        \
+        T edge[ROWS * NR];                                                                         \
+        T packed[STACK];                                                                           \
+        if (m <= 0 || n <= 0) return;                                                              \
+        const i64 tiles = (m + ROWS - 1) / ROWS, rows = m / tiles, more = m % tiles;               \
+        const i64 group = sk == 1 ? RG_GEMM_GROUP / ROWS : PACKED;                                 \
+        const i64 block = rg_gemm_block(k), panels = (n + NR - 1) / NR;                            \
+        for (i64 t0 = 0; t0 < tiles; t0 += group) {                                                \
+            const i64 t1 = rg_min(t0 + group, tiles), t2 = rg_min(t1 + group, tiles);              \
+            const i64 r0 = t0 * rows + rg_min(t0, more), r1 = t1 * rows + rg_min(t1, more);        \
+            const i64 r2 = t2 * rows + rg_min(t2, more);                                           \
+            i64 k0 = 0;                                                                            \
+            do {                                                                                   \
+                const i64 count = rg_min(block, k - k0), sum = add || k0;                          \
+                /* The block of a that is packed next, fetched a few k at a tile. */               \
+                const int last = k0 + count >= k;                                                  \
+                const T *later = a + (last ? r1 : r0) * sm;                                        \
+                const i64 span = sm != 1 ? 0 : last ? r2 - r1 : r1 - r0;                           \
+                i64 lk = last ? 0 : k0 + count;                                                    \
+                const i64 lend = rg_min(lk + block, k);                                            \
+                const i64 some = (lend - lk) / (panels * (t1 - t0)) + 1;                           \
+                if (sk != 1)                                                                       \
+                    rg_gemm_pack_rows_##T(packed, a, sm, sk, t0, t1, rows, more, k0, count);       \
+                i64 step = NR;                                                                     \
+                for (i64 j = 0; j < n; j += step) {                                                \
+                    const int wide = tiles == 1 && m <= RG_GEMM_WIDE && j + NR < n;                \
+                    step = wide ? 2 * NR : NR;                                                     \
+                    const i64 w = rg_min(n - j, step);                                             \
+                    const T *at = sk == 1 ? a + r0 * sm + k0 : packed;                             \
+                    const T *bt = b + j / NR * sp + k0 * sb;                                       \
+                    T *ct = c + r0 * sc + j;                                                       \
+                    const int fetch = sb == NR && j + step < n;                                    \
+                    const char *next = (const char *)(fetch ? bt + step / NR * sp : bt);           \
+                    const i64 ahead = fetch ? step * (i64)sizeof(T) / (t1 - t0) : 0;               \
+                    for (i64 t = t0; t < t1; t++) {                                                \
+                        const i64 h = rows + (t < more);                                           \
+                        T *to = ct;                                                                \
+                        i64 st = sc;                                                               \
+                        if (w < step) {                                                            \
+                            to = edge, st = step;                                                  \
+                            if (sum) rg_gemm_copy_##T(edge, step, ct, sc, h, w);                   \
+                        }                                                                          \
+                        if (sk != 1)                                                               \
+                            for (i64 i = 0; i < some && lk < lend; i++, lk++)                      \
+                                for (i64 x = 0; x < span; x += LINE)                               \
+                                    __builtin_prefetch(later + lk * sk + x, 0, 2);                 \
+                        rg_gemm_tile_##T(to, st, at, sk == 1 ? sm : 1, sk == 1 ? 1 : h, bt, sb, sp,\
+                                         count, sum != 0, next, ahead, h, wide);                   \
+                        if (w < step) rg_gemm_copy_##T(ct, sc, edge, step, h, w);                  \
+                        at += sk == 1 ? h * sm : h * count;                                        \
+                        ct += h * sc;                                                              \
+                        next += ahead * count;                                                     \
+                    }                                                                              \
+                }                                                                                  \
+                k0 += count;                                                                       \
+            } while (k0 < k);                                                                      \
         }                                                                                          \
     }                                                                                              \
                                                                                                    \
     RG_INLINE void rg_pack_##T(T *panels, const T *b, i64 k, i64 n, i64 sk, i64 sn, i64 lo,        \
                                i64 hi) {                                                           \
+        enum { NR = RG_NR_##T };                                                                   \
         for (i64 p = lo; p < hi; p++)                                                              \
-            rg_pack_panel_##T(panels + p * k * RG_NR_##T, b + p * RG_NR_##T * sn, k, sk, sn,       \
-                              rg_min(n - p * RG_NR_##T, RG_NR_##T));                               \
-    }                                                                                              \
-                                                                                                   \
-    /* c, a, b: at the first row and column asked for; b: panels sp apart, sb from one k to the    \
-     * next.  The tiles of a group of rows pass over a block of a panel while it is in the cache;  \
-     * where a is packed, over all panels with a block of a. */                                    \
-    RG_INLINE void rg_gemm_core_##T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, i64 sb,  \
-                                    i64 sp, i64 m, i64 n, i64 k, int add) {                        \
-        enum { NR = RG_NR_##T, ROWS = RG_GEMM_ROWS, WIDE = RG_GEMM_WIDE };                         \
-        T edge[ROWS * NR];                                                                         \
-        T packed[RG_GEMM_STACK / sizeof(T)];                                                       \
-        if (m <= 0 || n <= 0) return;                                                              \
-        const i64 tiles = (m + ROWS - 1) / ROWS, rows = m / tiles, more = m % tiles;               \
-        const i64 block = rg_gemm_block(k), outer = sk == 1 ? k : block;                           \
-        const i64 group = sk == 1 ? RG_GEMM_GROUP / ROWS                                           \
-                                  : RG_GEMM_STACK / (i64)sizeof(T) / RG_GEMM_K / ROWS;             \
-        for (i64 t0 = 0; t0 < tiles; t0 += group) {                                                \
-            const i64 t1 = rg_min(t0 + group, tiles);                                              \
-            const i64 r0 = t0 * rows + rg_min(t0, more);                                       \
-            i64 k0 = 0;                                                                            \
-            do {                                                                                   \
-                const i64 k1 = rg_min(k0 + outer, k);                                              \
-                if (sk != 1) rg_gemm_pack_rows_##T(packed, a, sm, sk, t0, t1, rows, more, k0, k1); \
-                i64 step = NR;                                                                     \
-                for (i64 j = 0; j < n; j += step) {                                                \
-                    const int wide = tiles == 1 && m <= WIDE && j + NR < n;                        \
-                    step = wide ? 2 * NR : NR;                                                     \
-                    const i64 w = rg_min(n - j, step);                                             \
-                    i64 l = k0;                                                                    \
-                    do {                                                                           \
-                        const i64 count = rg_min(block, k1 - l);                                   \
-                        const int sum = add || l;                                                  \
-                        i64 r = r0;                                                                \
-                        for (i64 t = t0; t < t1; t++) {                                            \
-                            const i64 h = rows + (t < more);                                       \
-                            const T *at = sk == 1 ? a + r * sm + l : packed + (r - r0) * (k1 - k0); \
-                            T *to = c + r * sc + j;                                                \
-                            i64 st = sc;                                                           \
-                            if (w < step) {                                                        \
-                                to = edge, st = step;                                              \
-                                if (sum) rg_gemm_copy_##T(edge, step, c + r * sc + j, sc, h, w);   \
-                            }                                                                      \
-                            rg_gemm_tile_##T(to, st, at, sk == 1 ? sm : 1, sk == 1 ? 1 : h,        \
-                                             b + j / NR * sp + l * sb, sb, sp, count, sum, h,      \
-                                             wide);                                                \
-                            if (w < step) rg_gemm_copy_##T(c + r * sc + j, sc, edge, step, h, w);  \
-                            r += h;                                                                \
-                        }                                                                          \
-                        l += block;                                                                \
-                    } while (l < k1);                                                              \
-                }                                                                                  \
-                k0 = k1;                                                                           \
-            } while (k0 < k);                                                                      \
-        }                                                                                          \
+            rg_pack_panel_##T(panels + p * k * NR, b + p * NR * sn, k, sk, sn,                     \
+                              rg_min(n - p * NR, NR));                                             \
     }                                                                                              \
                                                                                                    \
     RG_INLINE void rg_gemm_##T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *panels, i64 k,   \
                                i64 n, i64 row_lo, i64 row_hi, i64 panel_lo, i64 panel_hi,          \
                                int add) {                                                          \
-        const i64 j = panel_lo * RG_NR_##T;                                                        \
-        rg_gemm_core_##T(c + row_lo * sc + j, sc, a + row_lo * sm, sm, sk, panels + j * k,         \
-                         RG_NR_##T, k * RG_NR_##T, row_hi - row_lo,                                \
-                         rg_min(n, panel_hi * RG_NR_##T) - j, k, add);                             \
+        enum { NR = RG_NR_##T };                                                                   \
+        rg_gemm_core_##T(c + row_lo * sc + panel_lo * NR, sc, a + row_lo * sm, sm, sk,             \
+                         panels + panel_lo * NR * k, NR, NR * k, row_hi - row_lo,                  \
+                         rg_min(n, panel_hi * NR) - panel_lo * NR, k, add);                        \
     }                                                                                              \
                                                                                                    \
     RG_INLINE void rg_gemm_direct_##T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b,        \
-                                      i64 sb, i64 sn, i64 m, i64 n, i64 k, int add) {              \
+                                      i64 skb, i64 snb, i64 m, i64 n, i64 k, int add) {            \
         enum { NR = RG_NR_##T };                                                                   \
-        const i64 full = sn == 1 ? n / NR * NR : 0, block = rg_gemm_block(k);                      \
-        if (full) rg_gemm_core_##T(c, sc, a, sm, sk, b, sb, NR, m, full, k, add);                  \
+        const i64 full = snb == 1 ? n / NR * NR : 0, block = rg_gemm_block(k);                     \
+        if (full) rg_gemm_core_##T(c, sc, a, sm, sk, b, skb, NR, m, full, k, add);                 \
         if (full == n) return;                                                                     \
         T panel[RG_GEMM_K * NR];                                                                   \
         for (i64 j = full; j < n; j += NR) {                                                       \
             const i64 w = rg_min(n - j, NR);                                                       \
-            i64 l = 0;                                                                             \
+            i64 k0 = 0;                                                                            \
             do {                                                                                   \
-                const i64 count = rg_min(block, k - l);                                            \
-                rg_pack_panel_##T(panel, b + l * sb + j * sn, count, sb, sn, w);                   \
-                rg_gemm_core_##T(c + j, sc, a + l * sk, sm, sk, panel, NR, 0, m, w, count,         \
-                                 add || l);                                                        \
-                l += block;                                                                        \
-            } while (l < k);                                                                       \
+                const i64 count = rg_min(block, k - k0);                                           \
+                rg_pack_panel_##T(panel, b + k0 * skb + j * snb, count, skb, snb, w);              \
+                rg_gemm_core_##T(c + j, sc, a + k0 * sk, sm, sk, panel, NR, 0, m, w, count,        \
+                                 add || k0);                                                       \
+                k0 += count;                                                                       \
+            } while (k0 < k);                                                                      \
         }                                                                                          \
     }
 
-RG_GEMM_ROWS_IO(f32)
-RG_GEMM_ROWS_IO(f64)
+RG_GEMM_SHARED_OF(f32)
+RG_GEMM_SHARED_OF(f64)
 RG_GEMM_OF(f32)
 RG_GEMM_OF(f64)
