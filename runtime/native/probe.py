@@ -70,12 +70,18 @@ class Unusable(DeviceError):
     """Why a compiler cannot be taken."""
 
 
+class Inexact(Unusable):
+    """It changes results: a matter of the compiler, not of one flag that could be left out."""
+
+
 def accepted(command: tuple[str, ...], scratch: Path) -> tuple[str, str, tuple[str, ...]]:
     """The kind of compiler, the vectors, and the flags that it takes."""
     wished = (native_flag(command), *OPTIONAL)
     try:
         kind, vectors = _try(command, (*REQUIRED, *wished), scratch)
         return kind, vectors, (*REQUIRED, *wished)
+    except Inexact:
+        raise
     except Unusable:
         kind, vectors = _try(command, REQUIRED, scratch)  # if not even so, the reason is told
     taken = REQUIRED
@@ -121,7 +127,7 @@ def _try(command: tuple[str, ...], flags: tuple[str, ...], scratch: Path) -> tup
     if int(match[1]) != ctypes.sizeof(ctypes.c_void_p):
         raise Unusable(f"its pointers have {match[1]} bytes, those of this Python do not")
     if match[2] != "0":
-        raise Unusable("it does not compute as IEEE 754 says, or contracts products and sums")
+        raise Inexact("it does not compute as IEEE 754 says, or contracts products and sums")
     return match[3], match[4]
 
 
