@@ -53,9 +53,14 @@ typedef float f32x8 __attribute__((vector_size(32)));
 
 static volatile float one_and_a_bit = 1.000244140625f, sum = -1.00048828125f;
 
+/* On its own: a product that has another use is not contracted. */
+__attribute__((noinline)) static float rounded_twice(float a, float b, float c) {
+  return a * b + c;
+}
+
 int main(void) {
   float a = one_and_a_bit, zero = 0 * a;
-  int contracted = a * a + sum != 0; /* 2^-24 if the product is not rounded */
+  int contracted = rounded_twice(a, a, sum) != 0; /* 2^-24 if the product is not rounded */
   float missing = zero / zero;
   f32x8 v = {a, a, a, a, a, a, a, a};
   v = v * v;
@@ -84,7 +89,7 @@ def accepted(command: tuple[str, ...], scratch: Path) -> tuple[str, str, tuple[s
         raise
     except Unusable:
         kind, vectors = _try(command, REQUIRED, scratch)  # if not even so, the reason is told
-    taken = REQUIRED
+    taken: tuple[str, ...] = REQUIRED
     for flag in wished:
         try:
             kind, vectors = _try(command, (*taken, flag), scratch)
