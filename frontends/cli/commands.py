@@ -146,6 +146,32 @@ def inspect(recipe: str, output: str, **options: Any) -> None:
     draw(recipe, output, **options)
 
 
+@cli.group(invoke_without_command=True)
+@click.pass_context
+def cache(context: click.Context) -> None:
+    """Show the folder of compiled code, and what it holds."""
+    if context.invoked_subcommand is None:
+        from retrograde.cli.cache import summary
+
+        click.echo(summary())
+
+
+@cache.command("path")
+def cache_path() -> None:
+    """Print the folder, which may not be there yet."""
+    from retrograde.cli.cache import path
+
+    click.echo(path())
+
+
+@cache.command("clear")
+def cache_clear() -> None:
+    """Remove all compiled code but what some process is making or loading just now."""
+    from retrograde.cli.cache import clear
+
+    click.echo(clear())
+
+
 @cli.command()
 def doctor() -> None:
     """Show what Retrograde finds on this machine."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 _LIBRARIES = ("numpy", "scipy", "ml_dtypes", "optree", "safetensors", "networkx", "graphviz")
 _VARIABLES = (
-    "VERIFY", "DUMP", "POISON", "NO_REUSE", "THREADS", "CACHE_DIR", "CONFIG", "BACKEND",
+    "VERIFY", "DUMP", "POISON", "NO_REUSE", "THREADS", "CC", "CACHE_DIR", "CACHE_MB", "CONFIG",
+    "BACKEND",
 )  # fmt: skip
 
 
@@ -36,6 +37,7 @@ def _facts() -> Iterator[tuple[str, str]]:
         yield name, _version(name)
     yield "cupy", _cupy()
     yield "dot", shutil.which("dot") or "not found: pictures are drawn plainly"
+    yield from _compiler()
     yield "cache", _cache()
     for name in _VARIABLES:
         value = os.environ.get(f"RETROGRADE_{name}")
@@ -103,7 +105,31 @@ def _cupy() -> str:
     return "usable"
 
 
-def _cache() -> str:
-    from platformdirs import user_cache_dir
+def _compiler() -> Iterator[tuple[str, str]]:
+    """The C compiler, its flags, and the vectors that they choose."""
+    from retrograde.compiler.errors import DeviceError
+    from retrograde.runtime.native.toolchain import search
 
-    return os.environ.get("RETROGRADE_CACHE_DIR") or user_cache_dir("retrograde")
+    try:
+        found, refused = search()
+    except DeviceError as error:
+        yield "compiler", f"not usable: {error}"
+        return
+    for reason in refused:
+        yield "compiler", f"not usable: {reason}"
+    if found is None:
+        yield "compiler", "none: only NumPy is used (apt install gcc, or pip install ziglang)"
+        return
+    yield "compiler", found.describe()
+    yield "flags", " ".join(found.flags)
+    yield "vectors", found.vectors
+
+
+def _cache() -> str:
+    from retrograde.cli.cache import state
+    from retrograde.compiler.errors import DeviceError
+
+    try:
+        return state()
+    except DeviceError as error:
+        return f"refused: {error}"

@@ -336,7 +336,7 @@ def _tell_private(place: Path, error: OSError) -> None:
         "process compiles anew, into a temporary folder. Make room, or set RETROGRADE_CACHE_DIR "
         "to a folder that can be written.",
         Notice,
-        stacklevel=2,
+        stacklevel=4,
     )
 
 

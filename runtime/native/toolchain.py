@@ -135,7 +135,7 @@ def _chosen(text: str) -> Toolchain:
         raise DeviceError(
             f"RETROGRADE_CC is {text!r}, no command: {error}. Write it as for a shell"
         ) from None
-    program = shutil.which(command[0])
+    program = _which(command[0])
     if program is None:
         raise DeviceError(
             f"RETROGRADE_CC is {text!r}: there is no such program. Name a C compiler, or unset it"
@@ -157,12 +157,18 @@ def _chosen(text: str) -> Toolchain:
 
 def _ladder() -> Iterator[tuple[str, ...]]:
     for name in ("cc", "gcc", "clang"):
-        program = shutil.which(name)
+        program = _which(name)
         if program is not None:
             yield (program,)
-    zig = shutil.which("zig") or _packaged_zig()
+    zig = _which("zig") or _packaged_zig()
     if zig is not None:
         yield (zig, "cc")
+
+
+def _which(name: str) -> str | None:
+    """The program of that name; absolute, because it is to run elsewhere."""
+    program = shutil.which(name)
+    return None if program is None else os.path.abspath(program)
 
 
 def _packaged_zig() -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,12 @@ import numpy as np
 import pytest
 from click.testing import Result
 
+from retrograde.runtime.native import toolchain
 from retrograde.runtime.training import checkpoint
 
 Run = Callable[..., Result]
+
+needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -323,7 +327,7 @@ def test_generate_refuses(train: Run, run: Run, here: Path) -> None:
     assert "head.weight is float32[7," in run("generate", "odd", code=2).stderr
 
 
-# --- compile, plan, inspect, doctor
+# --- compile, plan, inspect, doctor, cache
 
 
 SMALL = [part for pair in ("width=8", "layers=1", "heads=2") for part in ("--set", pair)]
@@ -368,14 +372,73 @@ def test_inspect_draws(run: Run, text: Path, here: Path) -> None:
     assert contents(here) == before
 
 
-def test_doctor_names_this_machine(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RETROGRADE_CACHE_DIR", "/somewhere/else")
-    out = run("doctor").output
-    facts = dict(line.split("  ", 1) for line in out.splitlines())
-    facts = {name: text.strip() for name, text in facts.items()}
+def facts_of(run: Run) -> dict[str, str]:
+    lines = (line.split("  ", 1) for line in run("doctor").output.splitlines())
+    return {name: text.strip() for name, text in lines}
+
+
+def test_doctor_names_this_machine(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETROGRADE_CACHE_DIR", str(here / "kept"))
+    facts = facts_of(run)
     assert facts["numpy"] == np.__version__
-    assert facts["cache"] == "/somewhere/else"
+    assert facts["cache"].startswith(f"{here}/kept (")
     assert {"retrograde", "python", "cores", "memory", "blas", "dot", "cupy"} <= facts.keys()
+
+
+@needs_cc
+def test_doctor_names_the_compiler(run: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETROGRADE_CACHE_DIR", str(here / "kept"))
+    monkeypatch.setenv("RETROGRADE_CC", f"{shutil.which('cc')} -pipe")
+    facts = facts_of(run)
+    assert facts["compiler"].endswith(f"{shutil.which('cc')} -pipe")
+    assert "-ffp-contract=off" in facts["flags"].split()
+    assert facts["vectors"] in ("AVX-512", "AVX2", "NEON", "portable")
+    assert facts["cache"].startswith(f"{here}/kept (1 entry, 0.0 MiB of at most 512 MiB")
+
+
+def test_doctor_tells_what_cannot_be_used(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETROGRADE_CACHE_DIR", str(here / "kept"))
+    monkeypatch.setenv("RETROGRADE_CC", "no-such-compiler")
+    facts = facts_of(run)
+    assert facts["compiler"].startswith("not usable: RETROGRADE_CC is 'no-such-compiler': there")
+    assert facts["cache"] == f"{here}/kept (not there yet)"
+    monkeypatch.setenv("PATH", str(here))
+    monkeypatch.delenv("RETROGRADE_CC")
+    monkeypatch.setattr(toolchain, "_packaged_zig", lambda: None)
+    assert facts_of(run)["compiler"].startswith("none: only NumPy is used (apt install gcc")
+    (here / "kept").mkdir()
+    (here / "kept").chmod(0o777)
+    assert facts_of(run)["cache"].startswith(f"refused: {here}/kept: others can write")
+
+
+@needs_cc
+def test_cache_shows_and_clears_what_is_kept(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETROGRADE_CACHE_DIR", str(here / "kept"))
+    monkeypatch.setenv("RETROGRADE_CACHE_MB", "7")
+
+    def shown() -> list[str]:
+        return re.split(r" {2,}|\n", run("cache").output.rstrip())
+
+    assert run("cache", "path").output == f"{here}/kept\n"
+    empty = ["entries", "0", "bytes", "0.0 MiB of at most 7 MiB"]
+    assert shown() == ["folder", f"{here}/kept (not there yet)", *empty]
+    assert run("cache", "clear").output == "removed 0 entries, 0.0 MiB\n"
+    compiler = toolchain.find_toolchain()
+    path = toolchain.shared_library("/*" + "x" * 2**20 + "*/ int x;", compiler, name="test")
+    assert shown()[1:6] == [f"{here}/kept", "entries", "2", "bytes", "1.0 MiB of at most 7 MiB"]
+    assert run("cache", "clear").output == "removed 1 entry, 0.0 MiB; 1 entry in use\n"
+    toolchain.load(path)
+    assert run("cache", "clear").output == "removed 1 entry, 1.0 MiB\n"
+    assert shown() == ["folder", f"{here}/kept", *empty]
+    (here / "kept").chmod(0o770)
+    for command in (["cache"], ["cache", "clear"]):
+        assert "others can write" in run(*command, code=2).stderr
 
 
 def test_version(run: Run) -> None:
