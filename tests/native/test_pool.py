@@ -7,7 +7,6 @@ import itertools
 import multiprocessing
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,9 +26,9 @@ from hypothesis import strategies as st
 from retrograde.compiler.errors import DeviceError
 from retrograde.runtime.native import pool as pools
 from retrograde.runtime.native.pool import Code, Fault, Pool, Spread, share, table
+from retrograde.runtime.native.toolchain import find_toolchain, load, search, shared_library
 
-CC = shutil.which("cc")
-pytestmark = pytest.mark.skipif(CC is None, reason="no C compiler: cc is not on PATH")
+pytestmark = pytest.mark.skipif(search()[0] is None, reason="no C compiler works here")
 
 KERNELS = r"""
 #include <stdint.h>
@@ -127,14 +126,9 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    assert CC is not None
-    folder = tmp_path_factory.mktemp("pool")
-    (folder / "kernels.c").write_text(KERNELS)
-    path = folder / "kernels.so"
-    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
-    subprocess.run([CC, *flags, str(folder / "kernels.c"), "-o", str(path)], check=True)
-    return Built(ctypes.CDLL(str(path)), path)
+def built() -> Built:
+    path = shared_library(KERNELS, find_toolchain(), name="pool_test")
+    return Built(load(path), path)
 
 
 @pytest.fixture(scope="module", params=[1, 2, 5])
