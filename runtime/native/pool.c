@@ -402,7 +402,7 @@ static void rg_walk(rg_walker *w)
         goto out;
     }
 out:
-    if (w->index >= 0 || depth)
+    if (depth) /* Else all that loops and calls moved is back already. */
         memcpy(args, pool->origin + part * pool->nargs, (size_t)pool->nargs * sizeof *args);
 }
 

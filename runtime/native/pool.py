@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrograde.compiler.errors import DeviceError
+from retrograde.runtime.native.toolchain import find_toolchain, load, shared_library
 
 Table = npt.NDArray[np.int64]
 
@@ -193,7 +194,8 @@ def _at(array: Table) -> ctypes.c_void_p:
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_compiled(Path(__file__).with_name("pool.c"))))
+    source = Path(__file__).with_name("pool.c").read_text(encoding="utf-8")
+    library = load(shared_library(source, find_toolchain(), name="pool"))
     i64, pointer = ctypes.c_int64, ctypes.c_void_p
     library.rg_pool_create.restype = pointer
     library.rg_pool_create.argtypes = [i64, i64]
@@ -206,13 +208,3 @@ def _library() -> ctypes.CDLL:
     library.rg_run.restype = i64
     library.rg_run.argtypes = [pointer, pointer, i64, *[pointer] * 4, i64, i64, pointer]
     return library
-
-
-def _compiled(source: Path) -> Path:
-    import subprocess
-    import tempfile
-
-    target = Path(tempfile.mkdtemp(prefix="retrograde-")) / "pool.so"
-    flags = ["-O2", "-std=gnu11", "-fPIC", "-shared", "-pthread"]
-    subprocess.run(["cc", *flags, str(source), "-o", str(target)], check=True)
-    return target

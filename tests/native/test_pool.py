@@ -7,7 +7,6 @@ import itertools
 import multiprocessing
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,9 +26,9 @@ from hypothesis import strategies as st
 from retrograde.compiler.errors import DeviceError
 from retrograde.runtime.native import pool as pools
 from retrograde.runtime.native.pool import Code, Fault, Pool, Spread, share, table
+from retrograde.runtime.native.toolchain import find_toolchain, load, search, shared_library
 
-CC = shutil.which("cc")
-pytestmark = pytest.mark.skipif(CC is None, reason="no C compiler: cc is not on PATH")
+pytestmark = pytest.mark.skipif(search()[0] is None, reason="no C compiler works here")
 
 KERNELS = r"""
 #include <stdint.h>
@@ -70,6 +69,13 @@ i64 down(const i64 *a, i64 lo, i64 hi, i64 part) {
     *(char *)a[1] = --*(i64 *)a[0] > 0;
     return 0;
 }
+/* a: number, byte, what to count down from */
+i64 refill(const i64 *a, i64 lo, i64 hi, i64 part) {
+    (void)lo, (void)hi, (void)part;
+    *(i64 *)a[0] = a[2];
+    *(char *)a[1] = 1;
+    return 0;
+}
 /* a: milliseconds, counts */
 i64 rest(const i64 *a, i64 lo, i64 hi, i64 part) {
     struct timespec t = {a[0] / 1000, a[0] % 1000 * 1000000};
@@ -104,8 +110,8 @@ unsigned set_modes(unsigned modes) {
 #endif
 }
 """
-NAMES = ("count", "note", "next", "fail", "down", "rest", "halve", "deep")
-COUNT, NOTE, NEXT, FAIL, DOWN, REST, HALVE, DEEP = range(len(NAMES))
+NAMES = ("count", "note", "next", "fail", "down", "refill", "rest", "halve", "deep")
+COUNT, NOTE, NEXT, FAIL, DOWN, REFILL, REST, HALVE, DEEP = range(len(NAMES))
 
 
 @dataclass(frozen=True)
@@ -120,14 +126,9 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    assert CC is not None
-    folder = tmp_path_factory.mktemp("pool")
-    (folder / "kernels.c").write_text(KERNELS)
-    path = folder / "kernels.so"
-    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
-    subprocess.run([CC, *flags, str(folder / "kernels.c"), "-o", str(path)], check=True)
-    return Built(ctypes.CDLL(str(path)), path)
+def built() -> Built:
+    path = shared_library(KERNELS, find_toolchain(), name="pool_test")
+    return Built(load(path), path)
 
 
 @pytest.fixture(scope="module", params=[1, 2, 5])
@@ -528,6 +529,37 @@ def test_each_launch_sees_what_the_other_threads_wrote_before(
     arguments = [address(there), address(back), n, address(back), address(there), n]
     run(threads, built, rows, arguments)
     assert (there == 20_000).all() and (back == 19_999).all()
+
+
+def test_a_copy_ends_before_what_comes_after_its_barrier(threads: Pool, built: Built) -> None:
+    cells = 8 * threads.threads  # a line for each thread, which then reads from the next one
+    source, target = np.zeros((2, cells), np.int64)
+    rows = [
+        (Code.LOOP, 5000, 1, 0, 0, 3, 0),
+        (Code.COPY, 0, 1, 3, 1),
+        launch(NEXT, 0, cells, 8),
+        (Code.END, 0),
+    ]
+    # NEXT reads from the copy, where each cell's neighbour was left at the turn before.
+    arguments = [address(target), address(source), cells, 8 * cells]
+    run(threads, built, rows, arguments)
+    assert (source == 5000).all()
+
+
+def test_no_thread_writes_a_tested_byte_before_all_have_read_it(
+    threads: Pool, built: Built
+) -> None:
+    number, more = np.zeros(1, np.int64), np.ones(1, np.uint8)
+    rows = [
+        (Code.LOOP, 2000, 1, 0, 0, 5, 0),
+        launch(REFILL, 0, 1, spread=Spread.FIRST),
+        (Code.TEST, 1, 5),
+        launch(DOWN, 0, 1, spread=Spread.FIRST),
+        (Code.JUMP, 2),
+        (Code.END, 0),
+    ]
+    run(threads, built, rows, [address(number), address(more), 3])
+    assert number[0] == 0 and more[0] == 0
 
 
 def counting(pool: Pool, built: Built, turns: int = 40) -> Callable[[], bool]:
