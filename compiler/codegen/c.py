@@ -35,7 +35,8 @@ HEAD = "static i64 @(const i64 *a, i64 lo, i64 hi, i64 part) {"
 
 # How a total begins, goes on with one element, and the op that joins two lanes.
 _TOTALS = {
-    "sum": "add", "row_dot": "add", "dot_general": "add", "prod": "mul", "max": "maximum", "min": "minimum",
+    "sum": "add", "row_dot": "add", "dot_general": "add", "prod": "mul",
+    "max": "maximum", "min": "minimum",
 }  # fmt: skip
 
 
@@ -257,7 +258,7 @@ class _Rows:
             operands = [self.names[v] for v in node.inputs]
             lines.append(self._define(node.output, expression(node, operands), pad))
         for j in stores:
-            name, y = self.written[j]
+            y = self.written[j][1]
             at = product("i", self.size(y.inner))
             lines.append(self._stored(j, k.body.outputs[j], at, pad))
         for v in sweep.keeps:

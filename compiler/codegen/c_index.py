@@ -105,9 +105,9 @@ class _Part:
         count, rank = dims.product(shape), len(shape)
         rest = [a for a in range(len(x.shape)) if a not in axes]
         width = dims.product(x.shape[a] for a in rest)
-        left = x.transposed((*rest, *axes)).sliced(
-            (0,) * len(x.shape), (1,) * len(x.shape), (*(x.shape[a] for a in rest), *(1,) * len(axes))
-        ).reshaped((width,))
+        one = (*(x.shape[a] for a in rest), *(1,) * len(axes))
+        start, step = (0,) * len(x.shape), (1,) * len(x.shape)
+        left = x.transposed((*rest, *axes)).sliced(start, step, one).reshaped((width,))
         if left is None:
             return None
         moving = None

@@ -75,7 +75,8 @@ def _shared_panels(step: MatmulStep) -> bool:
 def _batched(size: Extents, views: list[View]) -> tuple[list[str], list[str]]:
     """The axes of a batch from its number `q`, and where each view has its matrix."""
     lead = views[0].shape[:-2]
-    lines, names = [], []
+    lines: list[str] = []
+    names: list[str] = []
     rest = "q"
     for n in range(len(lead) - 1, -1, -1):
         extent = size(lead[n])

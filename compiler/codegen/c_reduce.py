@@ -15,7 +15,14 @@ from retrograde.compiler.codegen.c import (
     joined,
     row_function,
 )
-from retrograde.compiler.codegen.cstyle import Extents, load, memory_type, product, register_type, store
+from retrograde.compiler.codegen.cstyle import (
+    Extents,
+    load,
+    memory_type,
+    product,
+    register_type,
+    store,
+)
 from retrograde.compiler.codegen.kernel import reduce_kernel
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same
@@ -33,7 +40,6 @@ def reduce_function(node: Node, x: Operand, out: View) -> Function | None:
     if node.op.name == "row_dot":
         return None
     axes = node.attrs["axes"]
-    rank = len(x.shape)
     if not axes or axes != tuple(range(axes[0], axes[-1] + 1)):
         return None
     if node.op.name in ("max", "min") and any(same(x.shape[a], 0) for a in axes):
@@ -62,6 +68,7 @@ def total_functions(
     pointers = [f"  const {kind} *const x{i} = (void *)a[{i}];" for i in range(len(operands))]
     after = len(operands)
     value = " * ".join(f"x{i}[i + l]" for i in range(after))
+    lane = joined(node, "s[l]", f"({value})")
     first = "\n".join([
         HEAD,
         *pointers,
@@ -73,8 +80,8 @@ def total_functions(
         f"    for (int l = 0; l < {COLUMNS}; l++) s[l] = {identity(node)};",
         f"    i64 i = t * {SLICE};",
         f"    for (; i + {COLUMNS} <= end; i += {COLUMNS})",
-        f"      for (int l = 0; l < {COLUMNS}; l++) s[l] = {joined(node, 's[l]', '(' + value + ')')};",
-        f"    for (i64 l = 0; l < end - i; l++) s[l] = {joined(node, 's[l]', '(' + value + ')')};",
+        f"      for (int l = 0; l < {COLUMNS}; l++) s[l] = {lane};",
+        f"    for (i64 l = 0; l < end - i; l++) s[l] = {lane};",
         *folded(node, "s", COLUMNS, "    "),
         "    y[t] = s[0];",
         "  }",

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.builder import next_id
 from retrograde.compiler.ir.dims import Dim, same
 from retrograde.compiler.ir.dtypes import DType
-from retrograde.compiler.ir.builder import next_id
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import lookup
 from retrograde.compiler.plan.steps import CopyStep, FusedStep, MatmulStep, OpStep

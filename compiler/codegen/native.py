@@ -1,4 +1,4 @@
-"""The native printer: a schedule -> Python that binds lists of launches, and the C of their kernels.
+"""The native printer: a schedule -> Python that binds lists of launches, and their kernels in C.
 
 Runs of steps that have kernels become one list each, loops included; what has none is printed for
 NumPy, so a program of kernels alone is one call a run.  Kernels of the same text are one function.

@@ -66,14 +66,14 @@ class _List:
         moving: list[list[tuple[int, int]]] = [[] for _ in range(level)]
         for entry in entries:
             if isinstance(entry[2], list):
-                found = self._loop(*entry, level)
+                found = self._loop(*entry, level=level)
             else:
                 found = self._launch(*entry)
             for own, more in zip(moving, found, strict=False):
                 own.extend(more)
         return moving
 
-    def _loop(self, count: int, direction: int, body: list[Any], level: int) -> Any:
+    def _loop(self, count: int, direction: int, body: list[Any], *, level: int) -> Any:
         at = len(self.code)
         self.code.append([LOOP, count, direction, 0, 0, 0, 0, 0])
         found = self.add(body, level + 1)
