@@ -16,6 +16,11 @@ GOLDENS = Path(__file__).parent / "goldens"
 PEERS = {"torch": "gradients and training runs beside PyTorch (make peers)"}
 
 os.environ["RETROGRADE_VERIFY"] = "1"
+# What a test compiles natively says so; the others need no compiler.
+os.environ.setdefault("RETROGRADE_BACKEND", "numpy")
+os.environ.setdefault(
+    "RETROGRADE_CACHE_DIR", str(Path(__file__).parents[1] / ".retrograde_cache")
+)
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 settings.register_profile("fuzz", deadline=None, max_examples=2000, print_blob=True)
