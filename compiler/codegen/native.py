@@ -7,19 +7,32 @@ Invariant: sizes and places are numbers in the lists, so a kernel serves every s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from retrograde.compiler.codegen.c import row_function
 from retrograde.compiler.codegen.csource import part
 from retrograde.compiler.codegen.kernel import copy_kernel
 from retrograde.compiler.codegen.launches import Launch, launches
 from retrograde.compiler.codegen.numpy import INDENT, Printer, place_of, print_with, whole_of
+from retrograde.compiler.codegen.ragged import live_lines
 from retrograde.compiler.ir import dims
-from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.plan.liveness import Liveness
-from retrograde.compiler.plan.steps import LoopStep, Schedule, Step, inside
-from retrograde.compiler.plan.views import Operand, Storage, Turn, View
+from retrograde.compiler.plan.steps import (
+    BranchStep,
+    LoopStep,
+    PartStep,
+    ReplayStep,
+    Rows,
+    Schedule,
+    Segments,
+    Step,
+    SweepStep,
+    WhileStep,
+    inside,
+)
+from retrograde.compiler.plan.views import Literal, Operand, Storage, Turn, View, turn_of
 
 PARTS = ("base", "math", "gemm")
 
@@ -81,7 +94,7 @@ class NativePrinter(Printer):
     prologue: tuple[str, ...] = ("m = rt.address",)
     kernels: Kernels = field(default_factory=Kernels)
     made: dict[int, list[Launch] | None] = field(default_factory=dict)  # by step identity
-    depths: dict[int, int] = field(default_factory=dict)  # of loops within a list, by identity
+    levels: dict[int, int | str] = field(default_factory=dict)  # of what moves, by identity
     outer_turns: list[str] = field(default_factory=list)  # the turns around it that a list wants
 
     def steps(self, steps: Sequence[Step], depth: int) -> list[str]:
@@ -100,10 +113,15 @@ class NativePrinter(Printer):
 
     def _native(self, step: Step) -> bool:
         """Whether kernels do all of a step."""
-        if isinstance(step, LoopStep):
-            return step.mask is None and all(map(self._native, step.body))
-        if inside(step):
+        if isinstance(step, (BranchStep, WhileStep)) and isinstance(step.flag, Literal):
             return False
+        if isinstance(step, LoopStep) and step.mask is not None:
+            return False
+        if isinstance(step, PartStep):
+            return True
+        runs = inside(step)
+        if runs or isinstance(step, (LoopStep, BranchStep, WhileStep)):
+            return all(self._native(inner) for run in runs for inner in run)
         return self._launches(step) is not None
 
     def _launches(self, step: Step) -> list[Launch] | None:
@@ -134,15 +152,17 @@ class NativePrinter(Printer):
             if place and place != self.heading:
                 lines.append(f"{pad}# {place}")
                 self.heading = place
-            if isinstance(step, LoopStep):
-                lines += self._loop_entry(step, depth)
+            entry = _ENTRIES.get(type(step))
+            if entry is not None:
+                lines += entry(self, step, depth)
             else:
                 found = self._launches(step)
                 assert found is not None
                 lines += [pad + self._entry(launch, place) for launch in found]
             for position in sorted(set(self.times[id(step)])):
                 for buffer in self.dead.get(position, ()):
-                    lines.append(f"{pad}rt.poisoned(at, {buffer}),")
+                    number = self.kernels.number(POISON, "")
+                    lines.append(f"{pad}rt.poisoned({number}, at, {buffer}),")
         return lines
 
     def _entry(self, launch: Launch, place: str) -> str:
@@ -166,12 +186,12 @@ class NativePrinter(Printer):
         if isinstance(v, Turn):
             whole = whole_of(v)
             stride = self.spell.size(whole.strides[0] * v.dtype.bytes)
-            level = self.depths.get(id(v.loop))
+            level = self.levels.get(id(v.loop))
             if level is None:
                 name = self.turns[id(v.loop)]
                 self.outer_turns.append(name)
                 level = -1 - list(dict.fromkeys(self.outer_turns)).index(name)
-            return f"({self._at(whole)}, {stride}, {level})"
+            return f"({self._at(whole)}, {stride}, {level!r})"
         return self._at(v)
 
     def _at(self, v: View) -> str:
@@ -183,27 +203,122 @@ class NativePrinter(Printer):
     def _loop_entry(self, step: LoopStep, depth: int) -> list[str]:
         pad = INDENT * depth
         lines = self._copies(step.carries, pad)
-        level = len(self.depths)
-        self.depths[id(step.turns)] = level
-        body = self._turn_entries(step, depth + 1, level)
-        del self.depths[id(step.turns)]
-        count: Dim = step.length
+        level = sum(isinstance(at, int) for at in self.levels.values())
+        self.levels[id(step.turns)] = level
+        body = self._turn_entries(step, step.turns, depth + 1)
+        del self.levels[id(step.turns)]
         direction = -1 if step.reverse else 1
-        lines += [f"{pad}({self.spell.size(count)}, {direction}, [", *body, f"{pad}]),"]
+        lines += [f"{pad}({self.spell.size(step.length)}, {direction}, [", *body, f"{pad}]),"]
         self.heading = ""
         return lines
 
-    def _turn_entries(self, step: LoopStep, depth: int, level: int) -> list[str]:
+    def _turn_entries(self, step: LoopStep | Rows, turns: object, depth: int) -> list[str]:
+        """One turn of a loop, whose number moves what is of `turns`."""
         pad = INDENT * depth
         lines: list[str] = []
         for stacked, place in step.slices:
-            lines += self._copies([(_turn(stacked, step), place)], pad)
+            lines += self._copies([(turn_of(stacked, turns), place)], pad)
         self.heading = ""
         lines += self._entries(step.body, depth)
         for result, whole in step.stacked:
-            lines += self._copies([(result, _turn(whole, step))], pad)
+            lines += self._copies([(result, turn_of(whole, turns))], pad)
         lines += self._copies(step.updates, pad)
+        self.heading = ""
         return lines
+
+    def _branch_entry(self, step: BranchStep, depth: int) -> list[str]:
+        pad = INDENT * depth
+        assert isinstance(step.flag, View)
+        lines = [f'{pad}("if", {self._address(step.flag)}, [']
+        lines += [*self._run_entries(step.then, depth + 1), f"{pad}], ["]
+        return [*lines, *self._run_entries(step.otherwise, depth + 1), f"{pad}]),"]
+
+    def _while_entry(self, step: WhileStep, depth: int) -> list[str]:
+        pad = INDENT * depth
+        assert isinstance(step.flag, View)
+        lines = [*self._copies(step.carries, pad), f'{pad}("while", [']
+        lines += [*self._run_entries(step.condition, depth + 1)]
+        lines += [f"{pad}], {self._address(step.flag)}, ["]
+        lines += self._run_entries(step.body, depth + 1)
+        return [*lines, *self._copies(step.updates, pad + INDENT), f"{pad}]),"]
+
+    def _run_entries(self, steps: Sequence[Step], depth: int) -> list[str]:
+        self.heading = ""
+        lines = self._entries(steps, depth)
+        self.heading = ""
+        return lines
+
+    # --- loops in segments
+
+    def _sweep_entry(self, step: SweepStep, depth: int) -> list[str]:
+        pad, more = INDENT * depth, INDENT * (depth + 1)
+        lines = [*self._copies(step.carries, pad), f"{pad}*rt.swept({self._cut(step.cut)},"]
+        lines += self._segment(step.cut, step.advance, depth + 1)
+        lines += self._segment(step.cut, step.ahead, depth + 1) if step.ahead else [f"{more}None,"]
+        carries = [place for _, place in step.carries[: len(step.kept)]]
+        sized = "".join(f"({self._at(v)}, {self._bytes(v)}), " for v in carries)
+        kept = "".join(f"{self._at(v)}, " for v in step.kept)
+        return [*lines, f"{more}({sized}), ({kept})),"]
+
+    def _replay_entry(self, step: ReplayStep, depth: int) -> list[str]:
+        pad, more = INDENT * depth, INDENT * (depth + 1)
+        lines = [*self._copies(step.carries, pad), f"{pad}*rt.replayed({self._cut(step.cut)},"]
+        for run in (step.advance, step.again, step.retreat):
+            lines += self._segment(step.cut, run, depth + 1)
+        rows = [(v, replace(v, shape=v.shape[1:], strides=v.strides[1:])) for v in step.kept]
+        kept = "".join(f"({self._at(v)}, {self._bytes(row)}), " for v, row in rows)
+        return [*lines, f"{more}({kept})),"]
+
+    def _cut(self, cut: Segments) -> str:
+        length, segment, slots = map(self.spell.size, (cut.length, cut.segment, cut.slots))
+        return f"{length}, {segment}, {cut.reverse}, {cut.rest_last}, {slots}"
+
+    def _bytes(self, v: View) -> str:
+        return self.spell.size(dims.product(v.shape) * v.dtype.bytes)
+
+    def _segment(self, cut: Segments, run: Sequence[Step], depth: int) -> list[str]:
+        """The entries over one segment, as a function of its steps."""
+        (size,) = dims.symbols(cut.segment)
+        pad = INDENT * depth
+        outer, self.levels = self.levels, {}
+        lines = self._run_entries(run, depth + 1)
+        self.levels = outer
+        return [f"{pad}lambda {self.spell.size(dims.dim(size.name))}: [", *lines, f"{pad}],"]
+
+    def _part_entry(self, step: PartStep, depth: int) -> list[str]:
+        """A copy from or to the part of a stacked array that begins at the start of a segment."""
+        whole = step.result if step.back else step.operand
+        place = step.operand if step.back else step.result
+        assert isinstance(whole, View)
+        steps = step.node.attrs["segment"]
+        count = place.shape[0] if isinstance(place, View) else dims.dim(steps.name)
+        window = Turn(
+            whole.storage, whole.dtype, (count, *whole.shape[1:]), whole.strides, whole.offset,
+            whole, step,
+        )  # fmt: skip
+        self.levels[id(step)] = "start"
+        pair = (place, window) if step.back else (window, place)
+        assert isinstance(pair[1], View)
+        lines = self._copies([(pair[0], pair[1])], INDENT * depth)
+        del self.levels[id(step)]
+        return lines
+
+    # --- ragged loops: as many turns, on as many rows, as the data tells
+
+    def _loop(self, step: LoopStep, depth: int) -> list[str]:
+        turn: LoopStep | Rows = step if step.rows is None else step.rows
+        if step.mask is None or not all(map(self._native, turn.body)):
+            return super()._loop(step, depth)
+        number = self.ragged[id(step)]
+        indent, live = INDENT * depth, f"live{number}"
+        lines = [*self.copies(step.carries, indent), *live_lines(self, step, number, indent)]
+        outer, self.levels = self.levels, {id(step): "start"}
+        entries = self._turn_entries(turn, step, 1)
+        self.levels = outer
+        name, count = self.fresh("turns"), self.spell.size(step.length)
+        made = "rt.ragged(lambda rows: [\n" + "\n".join(entries) + f"\n], {count}, {step.reverse})"
+        self.bindings += f"{name} = {made}".split("\n")
+        return [*lines, f"{indent}{name}({live})"]
 
     def _copies(self, pairs: Sequence[tuple[Operand, View]], pad: str) -> list[str]:
         return [
@@ -212,10 +327,18 @@ class NativePrinter(Printer):
         ]
 
 
-def _turn(whole: View, step: LoopStep) -> Turn:
-    """The part of a stacked array that a turn has."""
-    return Turn(
-        whole.storage, whole.dtype, whole.shape[1:], whole.strides[1:], whole.offset, whole,
-        step.turns,
-    )  # fmt: skip
+_ENTRIES: dict[type, Callable[[NativePrinter, Any, int], list[str]]] = {
+    LoopStep: NativePrinter._loop_entry,
+    BranchStep: NativePrinter._branch_entry,
+    WhileStep: NativePrinter._while_entry,
+    SweepStep: NativePrinter._sweep_entry,
+    ReplayStep: NativePrinter._replay_entry,
+    PartStep: NativePrinter._part_entry,
+}
 
+POISON = """\
+static i64 @(const i64 *a, i64 lo, i64 hi, i64 part) {
+  u32 *const y = (void *)a[0];
+  for (i64 i = lo; i < hi; i++) y[i] = 0x7fffffffu;
+  return RG_OK;
+}"""

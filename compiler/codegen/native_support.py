@@ -1,28 +1,24 @@
-"""What generated native schedules call: lists of launches -> the numbers that threads walk through.
+"""What generated native schedules call, beside what all schedules do.
 
-An entry is (kernel, items, grain, arguments[, what its faults are about]) for a launch, or (turns,
-direction, entries) for a loop over time.  An argument is a number, or (number, stride, level) for
-what moves with the turns of a loop: level 0 is the outermost loop of the list, -1 the first turn
-that the list is run with.  Invariant: the numbers of a list depend on sizes and places alone.
+Invariant: what is bound for one size holds numbers alone; the kernels are the same for all sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from retrograde.compiler.codegen.live_rows import LiveRows
+from retrograde.compiler.codegen.native_lists import CALL, RETURN, LaunchList, Table
 from retrograde.compiler.codegen.numpy_support import Memory, Support
 from retrograde.compiler.errors import DataError
+from retrograde.compiler.ops.segments import segments
+from retrograde.compiler.plan.revolve import checkpoints
 
-Table = npt.NDArray[np.int64]
-
-LAUNCH, LOOP, END = 0, 1, 2  # as runtime/native/pool.c has them
 ROWS = 64  # of a block of a product: its part of the left operand stays in cache
-_FILL = -1  # the kernel that poisons
+
+Entries = Sequence[Any]
 
 
 class NativeMemory(Memory, Protocol):
@@ -32,7 +28,7 @@ class NativeMemory(Memory, Protocol):
     threads: int
     panels: dict[str, int]  # the columns of a panel, by dtype
 
-    def sequence(self, code: Table, arguments: Table, movers: Table) -> Sequence_:
+    def sequence(self, code: Table, arguments: Table, movers: Table) -> BoundList:
         """What runs a list; raises `fault` errors through its own."""
         ...
 
@@ -41,7 +37,7 @@ class NativeMemory(Memory, Protocol):
         ...
 
 
-class Sequence_(Protocol):
+class BoundList(Protocol):
     """A list, bound."""
 
     def __call__(self) -> None: ...
@@ -49,62 +45,6 @@ class Sequence_(Protocol):
     def move(self, argument: int, value: int) -> None:
         """Sets an argument for the runs to come."""
         ...
-
-
-@dataclass
-class _List:
-    """A list of launches as numbers."""
-
-    code: list[list[int]] = field(default_factory=list)
-    arguments: list[int] = field(default_factory=list)
-    movers: list[tuple[int, int]] = field(default_factory=list)
-    turns: list[tuple[int, int, int, int]] = field(default_factory=list)  # turn, place, at, stride
-    notes: dict[int, Any] = field(default_factory=dict)  # by instruction
-
-    def add(self, entries: Sequence[Any], level: int = 0) -> list[list[tuple[int, int]]]:
-        """Adds entries; returns the movers of the loops around, by level."""
-        moving: list[list[tuple[int, int]]] = [[] for _ in range(level)]
-        for entry in entries:
-            if isinstance(entry[2], list):
-                found = self._loop(*entry, level=level)
-            else:
-                found = self._launch(*entry)
-            for own, more in zip(moving, found, strict=False):
-                own.extend(more)
-        return moving
-
-    def _loop(self, count: int, direction: int, body: list[Any], *, level: int) -> Any:
-        at = len(self.code)
-        self.code.append([LOOP, count, direction, 0, 0, 0, 0, 0])
-        found = self.add(body, level + 1)
-        own = found.pop()
-        self.code[at][3:6] = [len(self.movers), len(own), len(self.code)]
-        self.movers.extend(own)
-        self.code.append([END, at, 0, 0, 0, 0, 0, 0])
-        return found
-
-    def _launch(
-        self, kernel: int, items: int, grain: int, arguments: Sequence[Any], note: Any = None
-    ) -> Any:
-        if items <= 0:
-            return []
-        first = len(self.arguments)
-        found: list[list[tuple[int, int]]] = []
-        for x in arguments:
-            if isinstance(x, tuple):
-                base, stride, level = x
-                if level < 0:
-                    self.turns.append((-1 - level, len(self.arguments), base, stride))
-                else:
-                    while len(found) <= level:
-                        found.append([])
-                    found[level].append((len(self.arguments), stride))
-                x = base
-            self.arguments.append(x)
-        if note is not None:
-            self.notes[len(self.code)] = note
-        self.code.append([LAUNCH, kernel, first, items, grain, 1, 0, 0])
-        return found
 
 
 class NativeSupport(Support):
@@ -116,28 +56,82 @@ class NativeSupport(Support):
     def address(self) -> int:
         return self._memory.address
 
-    def native(self, entries: Sequence[Any]) -> Callable[..., None]:
+    def native(self, entries: Entries) -> Callable[..., None]:
         """What runs a list, given the turns of the loops around it."""
-        made = _List()
-        made.add(entries)
-        code = np.array(made.code or np.zeros((0, 8)), np.int64)
-        arguments = np.array(made.arguments, np.int64)
-        movers = np.array(made.movers or np.zeros((0, 2)), np.int64)
-        run = self._memory.sequence(code, arguments, movers)
-        turns, notes, fault = made.turns, made.notes, self._memory.fault
+        made = LaunchList.of(entries)
+        run = self._memory.sequence(*made.tables())
+        turns, notes = made.turns, made.notes
 
         def start(*given: int) -> None:
             for turn, place, base, stride in turns:
                 run.move(place, base + given[turn] * stride)
-            try:
-                run()
-            except Exception as error:
-                found = fault(error)
-                if found is None:
-                    raise
-                raise _refused(notes[found[0]], found[1]) from None
+            self.guarded(run, notes)
 
         return start
+
+    def guarded(self, run: Callable[[], None], notes: dict[int, Any]) -> None:
+        """Runs a list; what a kernel refuses is told as the op's reference tells it."""
+        try:
+            run()
+        except Exception as error:
+            found = self._memory.fault(error)
+            if found is None or found[0] not in notes:
+                raise
+            raise _refused(notes[found[0]], found[1]) from None
+
+    def ragged(
+        self, make: Callable[[int], Entries], steps: int, reverse: bool
+    ) -> Callable[[LiveRows], None]:
+        """What runs a ragged loop: `make` gives the entries of a turn on so many rows."""
+        return _Ragged(self, self._memory, make, steps, reverse)
+
+    # --- loops in segments, as entries
+
+    def swept(
+        self, length: int, segment: int, reverse: bool, rest_last: bool, slots: int,
+        advance: Callable[[int], Entries], ahead: Callable[[int], Entries] | None,
+        carries: Sequence[tuple[int, int]], kept: Sequence[int],
+    ) -> list[Any]:  # fmt: skip
+        """All segments, the last one by `ahead`.  `carries` are places with their bytes, `kept` the
+        places of what is kept of them."""
+        cut = list(segments(length, segment, reverse, rest_last))
+        parts = _calls(advance, cut)
+        last = parts if ahead is None else _calls(ahead, cut)
+        if not kept or not parts:
+            return [*parts[:-1], *last[-1:]]
+        entries: list[Any] = []
+        for action in checkpoints(len(parts), slots).sweep:
+            if action.kind == "store":
+                entries += [
+                    ("move", to + action.slot * bytes, source, bytes)
+                    for (source, bytes), to in zip(carries, kept, strict=True)
+                ]
+            else:
+                entries.append(parts[action.segment])
+        return [*entries, last[-1]]
+
+    def replayed(
+        self, length: int, segment: int, reverse: bool, rest_last: bool, slots: int,
+        advance: Callable[[int], Entries], again: Callable[[int], Entries],
+        retreat: Callable[[int], Entries], kept: Sequence[tuple[int, int]],
+    ) -> list[Any]:  # fmt: skip
+        """The way back through all segments; `kept` are places with the bytes of a state."""
+        cut = list(segments(length, segment, reverse, rest_last))
+        forth, more, back = (_calls(make, cut) for make in (advance, again, retreat))
+        entries: list[Any] = []
+        for action in checkpoints(len(cut), slots).back:
+            if action.kind == "reverse":
+                if action.segment < len(cut) - 1:
+                    entries.append(more[action.segment])
+                entries.append(back[action.segment])
+            elif action.kind == "advance":
+                entries.append(forth[action.segment])
+            else:
+                to, source = slots, action.slot
+                if action.kind == "store":
+                    to, source = source, to
+                entries += [("move", at + to * n, at + source * n, n) for at, n in kept]
+        return entries
 
     def panels(
         self, kernel: int, dtype: str, batch: int, rows: int, columns: int,
@@ -166,9 +160,55 @@ class NativeSupport(Support):
         items = batch * -(-rows // block) * -(-across // run)
         return kernel, items, 1, (*places, block, run, *sizes)
 
-    def poisoned(self, at: Sequence[int], buffer: int) -> tuple[Any, ...]:
+    def poisoned(self, kernel: int, at: Sequence[int], buffer: int) -> tuple[Any, ...]:
         """The launch that overwrites a dead buffer."""
-        return _FILL, self._sizes[buffer], 64, (self.address + at[buffer],)
+        return kernel, self._sizes[buffer] // 4, 64, (self.address + at[buffer],)
+
+
+class _Ragged:
+    """A ragged loop: a call for each turn that has live rows, to what so many rows run.
+
+    The calls stand before what is called, and are written anew for each run."""
+
+    def __init__(
+        self, support: NativeSupport, memory: NativeMemory, make: Callable[[int], Entries],
+        steps: int, reverse: bool,
+    ) -> None:  # fmt: skip
+        self._support, self._memory, self._make = support, memory, make
+        self._steps, self._reverse = steps, reverse
+        self._list: LaunchList | None = None
+        self._known: dict[int, list[int]] = {}  # by rows: the call of a turn on so many
+
+    def __call__(self, live: LiveRows) -> None:
+        turns = list(live.turns(self._reverse))
+        new = {live.rows[t] for t in turns} - self._known.keys()
+        if new or self._list is None:
+            self._bind(sorted(new | self._known.keys()))
+        assert self._list is not None
+        calls = self._code[: len(turns)]
+        for call, t in zip(calls, turns, strict=True):
+            call[:] = self._known[live.rows[t]]
+            call[2] = t
+        self._code[len(turns), 0] = RETURN
+        self._support.guarded(self._run, self._list.notes)
+
+    def _bind(self, counts: Sequence[int]) -> None:
+        made = self._list = LaunchList()
+        for rows in counts:
+            made.add([("call", rows, partial(self._make, rows), 0)])
+        while len(made.code) < self._steps:
+            made.code.append([RETURN, *[0] * 7])
+        made.finish()
+        self._known = {
+            rows: row for rows, row in zip(counts, made.code, strict=False) if row[0] == CALL
+        }
+        self._code, arguments, movers = made.tables()
+        self._run = self._memory.sequence(self._code, arguments, movers)
+
+
+def _calls(make: Callable[[int], Entries], cut: Any) -> list[Any]:
+    """A call for each segment, by (its start, its steps)."""
+    return [("call", (make, steps), partial(make, steps), start) for start, steps in cut]
 
 
 def _refused(note: Any, fault: int) -> DataError:

@@ -58,18 +58,24 @@ def ragged_loop(printer: Printer, step: LoopStep, depth: int, number: int) -> li
     """The lines of the `number`-th ragged loop."""
     assert step.mask is not None
     indent, turn, live = INDENT * depth, f"i{depth}", f"live{number}"
-    mask = printer.name(step.mask)
-    lines = printer.copies(step.carries, indent)
-    lines.append(f"{indent}{live} = rt.live_rows({mask}, {number}, {step.rows is not None})")
-    for i, (_, place) in enumerate(step.stacked):
-        axis = None if step.rows is None else step.rows.axes[i]
-        lines.append(f"{indent}{live}.clear({printer.name(place)}, {axis})")
+    lines = [*printer.copies(step.carries, indent), *live_lines(printer, step, number, indent)]
     lines.append(f"{indent}for {turn} in {live}.turns({step.reverse}):")
     if step.rows is None:
         lines.extend(printer.turn(step, turn, depth + 1) or [f"{indent}{INDENT}pass"])
     else:
         made = _turns(printer, step, number)
         lines.append(f"{indent}{INDENT}{made}({live}.rows[{turn}])({turn})")
+    return lines
+
+
+def live_lines(printer: Printer, step: LoopStep, number: int, indent: str) -> list[str]:
+    """The lines that count the live rows, and clear what no turn will write."""
+    assert step.mask is not None
+    mask, live = printer.name(step.mask), f"live{number}"
+    lines = [f"{indent}{live} = rt.live_rows({mask}, {number}, {step.rows is not None})"]
+    for i, (_, place) in enumerate(step.stacked):
+        axis = None if step.rows is None else step.rows.axes[i]
+        lines.append(f"{indent}{live}.clear({printer.name(place)}, {axis})")
     return lines
 
 

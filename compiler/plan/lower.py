@@ -297,8 +297,7 @@ class Lowering:
                 slices.append((whole, turn))
         wholes = [self.result(node, v) for v in node.outputs[n:]]
         inner.run(body, moving.results(wholes))
-        if self.native:
-            captured += self._hoisted(inner, captured)
+        captured += self.hoisted(inner, captured)
         results = inner.carried(body.outputs[:n], [place for _, place in carries], node)
         stacked, direct = [], []
         for v, whole in zip(body.outputs[n:], wholes, strict=True):
@@ -317,8 +316,10 @@ class Lowering:
             )
         )  # fmt: skip
 
-    def _hoisted(self, inner: Lowering, captured: Sequence[View]) -> list[View]:
+    def hoisted(self, inner: Lowering, captured: Sequence[View]) -> list[View]:
         """Packs before a loop, once, what each of its turns would: the panels."""
+        if not self.native:
+            return []
         outside = {v.storage for v in captured}
         fixed = [
             step for step in inner.steps

@@ -50,8 +50,8 @@ def lower_sweep(outer: Lowering, node: Node) -> SweepStep:
         runs[1].enter(places, slices, constants, residuals)
         runs[1].leave(places, stacked, residuals)
     outer.places.update(zip(node.outputs[:n], places, strict=True))
+    captured = dict.fromkeys(v for run in runs for v in (*run.captured, *run.hoisted()))
     ahead = tuple(runs[1].steps) if len(runs) > 1 else ()
-    captured = dict.fromkeys(v for run in runs for v in run.captured)
     return SweepStep(
         node, _cut(node), tuple(carries), tuple(runs[0].steps), ahead, kept, residuals, stacked,
         tuple(captured),
@@ -78,7 +78,8 @@ def lower_replay(outer: Lowering, node: Node) -> ReplayStep:
     retreat.enter([*residuals, *places], given.slices, given.constants)
     retreat.leave(places, stacked)
     outer.places.update(zip(node.outputs[:k], places, strict=True))
-    captured = dict.fromkeys((*advance.captured, *again.captured, *retreat.captured))
+    runs = (advance, again, retreat)
+    captured = dict.fromkeys(v for run in runs for v in (*run.captured, *run.hoisted()))
     return ReplayStep(
         node, _cut(node), tuple(kept), tuple(residuals), tuple(carries), tuple(advance.steps),
         tuple(again.steps), tuple(retreat.steps), stacked, tuple(captured),
@@ -115,6 +116,10 @@ class _Run:
         self.graph = graph
         self.inner = outer.inside()
         self.captured: list[View] = []
+
+    def hoisted(self) -> list[View]:
+        """Panels that the runs over all segments share, packed before them."""
+        return self.outer.hoisted(self.inner, self.captured)
 
     @property
     def steps(self) -> list[Step]:

@@ -1,0 +1,156 @@
+"""Lists of launches as numbers: nested entries -> instructions, arguments, movers.
+
+An entry is one of
+    (kernel, items, grain, arguments[, what its faults are about])      a launch
+    (turns, direction, entries)                                         a loop over time
+    ("if", flag, entries, entries)                                      one of two runs
+    ("while", entries, flag, entries)                                   a condition and its body
+    ("call", key, make, start)                                          entries that `make()` gives,
+                                                                        once for each key
+    ("move", to, from, bytes)                                           a copy of memory
+An argument is a number, or (number, stride, level) for what moves: with the turns of a loop, of
+which level 0 is the outermost of the list; with the first turn that a list is run with at level -1;
+with the start of the call that it is in at level "start".  Invariant: the numbers of a list depend
+on sizes and places alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Table = npt.NDArray[np.int64]
+Mover = tuple[int, int]  # argument, stride
+
+# As runtime/native/pool.c has them.
+LAUNCH, LOOP, END, TEST, JUMP, CALL, RETURN, COPY = range(8)
+
+
+@dataclass
+class LaunchList:
+    """The numbers of a list in the making."""
+
+    code: list[list[int]] = field(default_factory=list)
+    arguments: list[int] = field(default_factory=list)
+    movers: list[Mover] = field(default_factory=list)
+    turns: list[tuple[int, int, int, int]] = field(default_factory=list)  # turn, place, at, stride
+    notes: dict[int, Any] = field(default_factory=dict)  # by instruction
+    _moving: list[list[Mover]] = field(default_factory=list)  # of the loops around
+    _started: list[Mover] = field(default_factory=list)  # of the call at work
+    _made: dict[Hashable, int] = field(default_factory=dict)  # the number of what is called
+    _makers: list[Callable[[], Sequence[Any]]] = field(default_factory=list)
+    _calls: list[tuple[int, int]] = field(default_factory=list)  # instruction, number
+
+    @classmethod
+    def of(cls, entries: Sequence[Any]) -> LaunchList:
+        """The whole list, with what it calls behind it."""
+        made = cls()
+        made.add(entries)
+        made.finish()
+        return made
+
+    def finish(self) -> None:
+        """Appends what is called."""
+        if not self._makers:
+            return
+        self._emit(RETURN)
+        places: list[tuple[int, int, int]] = []
+        for make in self._makers:  # grows while it is walked: calls within calls
+            at = len(self.code)
+            self._started = []
+            self.add(make())
+            self._emit(RETURN)
+            places.append((at, len(self.movers), len(self._started)))
+            self.movers.extend(self._started)
+        for instruction, number in self._calls:
+            at, first, count = places[number]
+            self.code[instruction][1] = at
+            self.code[instruction][3:5] = [first, count]
+
+    def tables(self) -> tuple[Table, Table, Table]:
+        """Instructions, arguments and movers."""
+        code = np.array(self.code, np.int64).reshape(-1, 8)
+        movers = np.array(self.movers, np.int64).reshape(-1, 2)
+        return code, np.array(self.arguments, np.int64), movers
+
+    def add(self, entries: Sequence[Any]) -> None:
+        for entry in entries:
+            if isinstance(entry[0], str):
+                getattr(self, f"_{entry[0]}")(*entry[1:])
+            elif isinstance(entry[2], list):
+                self._loop(*entry)
+            else:
+                self._launch(*entry)
+
+    def _emit(self, *numbers: int) -> int:
+        """Adds an instruction; returns its index."""
+        self.code.append([*numbers, *[0] * (8 - len(numbers))])
+        return len(self.code) - 1
+
+    def _launch(
+        self, kernel: int, items: int, grain: int, arguments: Sequence[Any], note: Any = None
+    ) -> None:
+        if items <= 0:
+            return
+        first = self._given(arguments)
+        at = self._emit(LAUNCH, kernel, first, items, grain, 1)
+        if note is not None:
+            self.notes[at] = note
+
+    def _given(self, arguments: Sequence[Any]) -> int:
+        """The index of the first of some arguments."""
+        first = len(self.arguments)
+        for x in arguments:
+            if isinstance(x, tuple):
+                base, stride, level = x
+                place = len(self.arguments)
+                if level == "start":
+                    self._started.append((place, stride))
+                elif level < 0:
+                    self.turns.append((-1 - level, place, base, stride))
+                else:
+                    self._moving[level].append((place, stride))
+                x = base
+            self.arguments.append(x)
+        return first
+
+    def _loop(self, count: int, direction: int, body: Sequence[Any]) -> None:
+        at = self._emit(LOOP, count, direction)
+        self._moving.append([])
+        self.add(body)
+        own = self._moving.pop()
+        self.code[at][3:6] = [len(self.movers), len(own), len(self.code)]
+        self.movers.extend(own)
+        self._emit(END, at)
+
+    def _if(self, flag: Any, then: Sequence[Any], otherwise: Sequence[Any]) -> None:
+        test = self._emit(TEST, self._given([flag]))
+        self.add(then)
+        jump = self._emit(JUMP)
+        self.code[test][2] = len(self.code)
+        self.add(otherwise)
+        self.code[jump][1] = len(self.code)
+
+    def _while(self, condition: Sequence[Any], flag: Any, body: Sequence[Any]) -> None:
+        start = len(self.code)
+        self.add(condition)
+        test = self._emit(TEST, self._given([flag]))
+        self.add(body)
+        self._emit(JUMP, start)
+        self.code[test][2] = len(self.code)
+
+    def _call(self, key: Hashable, make: Callable[[], Sequence[Any]], start: int) -> None:
+        number = self._made.get(key)
+        if number is None:
+            number = self._made[key] = len(self._makers)
+            self._makers.append(make)
+        self._calls.append((self._emit(CALL, 0, start), number))
+
+    def _move(self, to: Any, source: Any, bytes: int) -> None:
+        if bytes:
+            first = self._given([to, source, bytes])
+            self._emit(COPY, first, first + 1, first + 2, 1)
