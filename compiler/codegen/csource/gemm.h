@@ -127,7 +127,8 @@ RG_INLINE rg_gv_f64 rg_gemm_lanes_f64(rg_gv_f64 a, rg_gv_f64 b, rg_gv_f64 c) {
 #define RG_GEMM_ROWS_11(X, T) RG_GEMM_ROWS_10(X, T) X(T, 10)
 #define RG_GEMM_ROWS_12(X, T) RG_GEMM_ROWS_11(X, T) X(T, 11)
 
-/* What is done for a row of a tile: its accumulators, one step of k, and adding them to c. */
+/* What is done for a row of a tile: its accumulators, with its place in c fetched meanwhile; one
+ * step of k; and setting c to the sums, or adding them. */
 #define RG_GEMM_NEW_1(T, i) rg_gv_##T c##i##_0 = {0};
 #define RG_GEMM_STEP_1(T, i)                                                                       \
     {                                                                                              \
@@ -136,7 +137,10 @@ RG_INLINE rg_gv_f64 rg_gemm_lanes_f64(rg_gv_f64 a, rg_gv_f64 b, rg_gv_f64 c) {
     }
 #define RG_GEMM_SET_1(T, i) *(rg_gu_##T *)(c + i * sc) = c##i##_0;
 #define RG_GEMM_ADD_1(T, i) *(rg_gu_##T *)(c + i * sc) += c##i##_0;
-#define RG_GEMM_NEW_2(T, i) rg_gv_##T c##i##_0 = {0}, c##i##_1 = {0};
+#define RG_GEMM_NEW_2(T, i)                                                                        \
+    rg_gv_##T c##i##_0 = {0}, c##i##_1 = {0};                                                      \
+    __builtin_prefetch(c + i * sc, 1);                                                             \
+    __builtin_prefetch(c + i * sc + RG_NR_##T / 2, 1);
 #define RG_GEMM_STEP_2(T, i)                                                                       \
     {                                                                                              \
         const rg_gv_##T x = RG_GEMM_SET_##T(a[i * sm]);                                            \
