@@ -33,7 +33,7 @@ BUILDS = {
     "avx2": ("-march=x86-64 -mavx2 -mfma", "avx2"),
     "portable": ("-march=x86-64", "sse2"),
 }
-DTYPES = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
 BLOCK = 512
 
 ENTRIES = """
@@ -69,7 +69,7 @@ class Library:
         self._dll.block.restype = ctypes.c_int64
         return int(self._dll.block(ctypes.c_int64(k)))
 
-    def call(self, name: str, *args: int | Array) -> None:
+    def call(self, name: str, *args: Any) -> None:
         self._dll[name](
             *(
                 ctypes.c_void_p(x.ctypes.data) if isinstance(x, np.ndarray) else ctypes.c_int64(x)
@@ -100,7 +100,7 @@ class Product:
         self, c: Array, panels: Array, rows: tuple[int, int], of: tuple[int, int], add: bool = False
     ) -> None:
         k, n = self.b.shape
-        steps = (*_steps(c)[:1], self.a, *_steps(self.a), panels, k, n)
+        steps = [*_steps(c)[:1], self.a, *_steps(self.a), panels, k, n]
         self.library.call(f"gemm_{self.kind}", c, *steps, *rows, *of, int(add))
 
     def packed(self, c: Array, add: bool = False) -> None:
@@ -164,9 +164,8 @@ def _operands(
 ) -> tuple[Array, Array]:
     random = np.random.default_rng(seed)
     a, b = random.standard_normal((m, k)), random.standard_normal((k, n))
-    return tuple(  # type: ignore[return-value]
-        _laid(x.astype(DTYPES[kind]), how) for x, how in zip((a, b), layouts, strict=True)
-    )
+    of = DTYPES[kind]
+    return _laid(a.astype(of), layouts[0]), _laid(b.astype(of), layouts[1])
 
 
 def _guarded(kind: str, m: int, n: int) -> tuple[Array, Array]:
@@ -183,7 +182,7 @@ def _is_guarded(whole: Array) -> bool:
     return bool((edge == 77.25).all())
 
 
-def _bound(a: Array, b: Array, blocks: int) -> Array:
+def _bound(a: Array, b: Array, blocks: int) -> Any:
     """What rounding can amount to: chains within a block, then the blocks one after the other."""
     eps = np.finfo(a.dtype).eps
     steps = 2 * min(a.shape[1], BLOCK) + blocks + 2

@@ -127,8 +127,20 @@ RG_INLINE rg_gv_f64 rg_gemm_lanes_f64(rg_gv_f64 a, rg_gv_f64 b, rg_gv_f64 c) {
 #define RG_GEMM_ROWS_11(X, T) RG_GEMM_ROWS_10(X, T) X(T, 10)
 #define RG_GEMM_ROWS_12(X, T) RG_GEMM_ROWS_11(X, T) X(T, 11)
 
-/* What is done for a row of a tile: its accumulators, one step of k, and adding them to c. */
-#define RG_GEMM_NEW_2(T, i) rg_gv_##T c##i##_0 = {0}, c##i##_1 = {0};
+/* What is done for a row of a tile: its accumulators, with its place in c fetched meanwhile; one
+ * step of k; and setting c to the sums, or adding them. */
+#define RG_GEMM_NEW_1(T, i) rg_gv_##T c##i##_0 = {0};
+#define RG_GEMM_STEP_1(T, i)                                                                       \
+    {                                                                                              \
+        const rg_gv_##T x = RG_GEMM_SET_##T(a[i * sm]);                                            \
+        c##i##_0 = RG_GEMM_FMA_##T(x, b0, c##i##_0);                                               \
+    }
+#define RG_GEMM_SET_1(T, i) *(rg_gu_##T *)(c + i * sc) = c##i##_0;
+#define RG_GEMM_ADD_1(T, i) *(rg_gu_##T *)(c + i * sc) += c##i##_0;
+#define RG_GEMM_NEW_2(T, i)                                                                        \
+    rg_gv_##T c##i##_0 = {0}, c##i##_1 = {0};                                                      \
+    __builtin_prefetch(c + i * sc, 1);                                                             \
+    __builtin_prefetch(c + i * sc + RG_NR_##T / 2, 1);
 #define RG_GEMM_STEP_2(T, i)                                                                       \
     {                                                                                              \
         const rg_gv_##T x = RG_GEMM_SET_##T(a[i * sm]);                                            \
@@ -157,9 +169,10 @@ RG_INLINE rg_gv_f64 rg_gemm_lanes_f64(rg_gv_f64 a, rg_gv_f64 b, rg_gv_f64 c) {
     RG_GEMM_ADD_2(T, i)((rg_gu_##T *)(c + i * sc))[2] += c##i##_2;                                 \
     ((rg_gu_##T *)(c + i * sc))[3] += c##i##_3;
 
-/* A tile of H rows of c: one block of k.  b: a panel, sb from one k to the next; the wide one takes
- * a second panel sp further on.  next: what is wanted after this, `ahead` bytes of it a step; the
- * processor alone fetches a panel from beyond the second cache too late. */
+/* A tile of H rows of c: one block of k.  b: a panel, sb from one k to the next; the half one takes
+ * its first vector, the wide one a second panel sp further on.  next: what is wanted after this,
+ * `ahead` bytes of it a step; the processor alone fetches a panel from beyond the second cache too
+ * late. */
 #define RG_GEMM_TILE_OF(T, H)                                                                      \
     RG_GEMM_TILE void rg_gemm_tile_##T##_##H(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, \
                                              i64 sb, i64 k, int add, const char *next,             \
@@ -176,6 +189,23 @@ RG_INLINE rg_gv_f64 rg_gemm_lanes_f64(rg_gv_f64 a, rg_gv_f64 b, rg_gv_f64 c) {
             RG_GEMM_ROWS_##H(RG_GEMM_ADD_2, T)                                                     \
         } else {                                                                                   \
             RG_GEMM_ROWS_##H(RG_GEMM_SET_2, T)                                                     \
+        }                                                                                          \
+    }
+#define RG_GEMM_HALF_OF(T, H)                                                                      \
+    RG_GEMM_TILE void rg_gemm_half_##T##_##H(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, \
+                                             i64 sb, i64 k, int add, const char *next,             \
+                                             i64 ahead) {                                          \
+        RG_GEMM_ROWS_##H(RG_GEMM_NEW_1, T)                                                         \
+        for (; k > 0; k--, a += sk, b += sb, next += ahead) {                                      \
+            rg_gv_##T b0 = *(const rg_gu_##T *)b;                                                  \
+            RG_GEMM_KEEP(b0);                                                                      \
+            __builtin_prefetch(next, 0, 2);                                                        \
+            RG_GEMM_ROWS_##H(RG_GEMM_STEP_1, T)                                                    \
+        }                                                                                          \
+        if (add) {                                                                                 \
+            RG_GEMM_ROWS_##H(RG_GEMM_ADD_1, T)                                                     \
+        } else {                                                                                   \
+            RG_GEMM_ROWS_##H(RG_GEMM_SET_1, T)                                                     \
         }                                                                                          \
     }
 #define RG_GEMM_WIDE_OF(T, H)                                                                      \
@@ -203,6 +233,8 @@ RG_INLINE rg_gv_f64 rg_gemm_lanes_f64(rg_gv_f64 a, rg_gv_f64 b, rg_gv_f64 c) {
 
 #define RG_GEMM_CASE(T, H)                                                                         \
     case H: rg_gemm_tile_##T##_##H(c, sc, a, sm, sk, b, sb, k, add, next, ahead); break;
+#define RG_GEMM_HALF_CASE(T, H)                                                                    \
+    case H: rg_gemm_half_##T##_##H(c, sc, a, sm, sk, b, sb, k, add, next, ahead); break;
 #define RG_GEMM_WIDE_CASE(T, H)                                                                    \
     case H: rg_gemm_wide_##T##_##H(c, sc, a, sm, sk, b, sb, sp, k, add, next, ahead); break;
 
@@ -297,22 +329,26 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
 
 #define RG_GEMM_OF(T)                                                                              \
     RG_GEMM_HEIGHTS(RG_GEMM_TILE_OF, T)                                                            \
+    RG_GEMM_HEIGHTS(RG_GEMM_HALF_OF, T)                                                            \
     RG_GEMM_WIDE_HEIGHTS(RG_GEMM_WIDE_OF, T)                                                       \
                                                                                                    \
     RG_INLINE void rg_gemm_tile_##T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, i64 sb,  \
                                     i64 sp, i64 k, int add, const char *next, i64 ahead, i64 rows, \
-                                    int wide) {                                                    \
-        if (wide) {                                                                                \
+                                    int vectors) {                                                 \
+        if (vectors == 4) {                                                                        \
             switch (rows) { RG_GEMM_WIDE_HEIGHTS(RG_GEMM_WIDE_CASE, T) }                           \
+        } else if (vectors == 1) {                                                                 \
+            switch (rows) { RG_GEMM_HEIGHTS(RG_GEMM_HALF_CASE, T) }                                \
         } else {                                                                                   \
             switch (rows) { RG_GEMM_HEIGHTS(RG_GEMM_CASE, T) }                                     \
         }                                                                                          \
     }                                                                                              \
                                                                                                    \
     /* c, a, b: at the first row and column asked for; b: panels sp apart, sb from one k to the    \
-     * next.  A group of tiles passes over a block of a panel while that is in the cache. */       \
+     * next.  A group of tiles passes over a block of a panel while that is in the cache.          \
+     * odd: columns of the last panel, if that is not full. */                                     \
     RG_INLINE void rg_gemm_core_##T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, i64 sb,  \
-                                    i64 sp, i64 m, i64 n, i64 k, int add) {                        \
+                                    i64 sp, i64 m, i64 n, i64 k, i64 odd, int add) {               \
         enum { NR = RG_NR_##T, ROWS = RG_GEMM_ROWS, LINE = 64 / (int)sizeof(T) };                  \
         enum { STACK = RG_GEMM_STACK / (int)sizeof(T), PACKED = STACK / RG_GEMM_K / ROWS };        \
         T edge[ROWS * NR];                                                                         \
@@ -339,9 +375,11 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
                     rg_gemm_pack_rows_##T(packed, a, sm, sk, t0, t1, rows, more, k0, count);       \
                 i64 step = NR;                                                                     \
                 for (i64 j = 0; j < n; j += step) {                                                \
-                    const int wide = tiles == 1 && m <= RG_GEMM_WIDE && j + NR < n;                \
-                    step = wide ? 2 * NR : NR;                                                     \
-                    const i64 w = rg_min(n - j, step);                                             \
+                    const i64 left = n - j;                                                        \
+                    const int wide = tiles == 1 && m <= RG_GEMM_WIDE && left > NR;                 \
+                    const int vectors = wide ? 4 : odd && left <= NR / 2 ? 1 : 2;                  \
+                    step = NR / 2 * vectors;                                                       \
+                    const i64 w = odd ? rg_min(left, step) : step;                                 \
                     const T *at = sk == 1 ? a + r0 * sm + k0 : packed;                             \
                     const T *bt = b + j / NR * sp + k0 * sb;                                       \
                     T *ct = c + r0 * sc + j;                                                       \
@@ -361,7 +399,7 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
                                 for (i64 x = 0; x < span; x += LINE)                               \
                                     __builtin_prefetch(later + lk * sk + x, 0, 2);                 \
                         rg_gemm_tile_##T(to, st, at, sk == 1 ? sm : 1, sk == 1 ? 1 : h, bt, sb, sp,\
-                                         count, sum != 0, next, ahead, h, wide);                   \
+                                         count, sum != 0, next, ahead, h, vectors);                \
                         if (w < step) rg_gemm_copy_##T(ct, sc, edge, step, h, w);                  \
                         at += sk == 1 ? h * sm : h * count;                                        \
                         ct += h * sc;                                                              \
@@ -387,14 +425,14 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
         enum { NR = RG_NR_##T };                                                                   \
         rg_gemm_core_##T(c + row_lo * sc + panel_lo * NR, sc, a + row_lo * sm, sm, sk,             \
                          panels + panel_lo * NR * k, NR, NR * k, row_hi - row_lo,                  \
-                         rg_min(n, panel_hi * NR) - panel_lo * NR, k, add);                        \
+                         rg_min(n, panel_hi * NR) - panel_lo * NR, k, n % NR, add);                \
     }                                                                                              \
                                                                                                    \
     RG_INLINE void rg_gemm_direct_##T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b,        \
                                       i64 skb, i64 snb, i64 m, i64 n, i64 k, int add) {            \
         enum { NR = RG_NR_##T };                                                                   \
         const i64 full = snb == 1 ? n / NR * NR : 0, block = rg_gemm_block(k);                     \
-        if (full) rg_gemm_core_##T(c, sc, a, sm, sk, b, skb, NR, m, full, k, add);                 \
+        if (full) rg_gemm_core_##T(c, sc, a, sm, sk, b, skb, NR, m, full, k, 0, add);              \
         if (full == n) return;                                                                     \
         T panel[RG_GEMM_K * NR];                                                                   \
         for (i64 j = full; j < n; j += NR) {                                                       \
@@ -403,7 +441,7 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
             do {                                                                                   \
                 const i64 count = rg_min(block, k - k0);                                           \
                 rg_pack_panel_##T(panel, b + k0 * skb + j * snb, count, skb, snb, w);              \
-                rg_gemm_core_##T(c + j, sc, a + k0 * sk, sm, sk, panel, NR, 0, m, w, count,        \
+                rg_gemm_core_##T(c + j, sc, a + k0 * sk, sm, sk, panel, NR, 0, m, w, count, w % NR,\
                                  add || k0);                                                       \
                 k0 += count;                                                                       \
             } while (k0 < k);                                                                      \
