@@ -25,26 +25,30 @@ RG_INLINE f64 rg_fma_f64(f64 a, f64 b, f64 c) { return __builtin_fma(a, b, c); }
 
 /* --- f16 and bf16: stored as u16, computed as f32; rounded to nearest, halves to even */
 
+/* A ternary here would let GCC follow constants of a selection before it (x < 0 ? 0 : x) through a
+ * jump, and a loop with jumps stays scalar. */
+RG_INLINE u32 rg_pick(u32 condition, u32 a, u32 b) { return b ^ ((a ^ b) & (0u - condition)); }
+
 RG_INLINE f32 rg_load_f16(u16 h) {
     u32 m = (u32)(h & 0x7fff) << 13;
     u32 b = rg_bits_f32(rg_from_bits_f32(m) * 0x1p112f); /* subnormals become normal, exactly */
-    b = m >= 0x0f800000u ? m | 0x7f800000u : b;
+    b |= rg_pick(m >= 0x0f800000u, 0x7f800000u, 0);
     return rg_from_bits_f32(b | (u32)(h & 0x8000) << 16);
 }
 RG_INLINE u16 rg_store_f16(f32 x) {
     u32 b = rg_bits_f32(x), m = b & 0x7fffffffu;
     u32 normal = (m + 0xfff + ((m >> 13) & 1) - (112u << 23)) >> 13;
     u32 small = rg_bits_f32(rg_from_bits_f32(m) + 0.5f) - 0x3f000000u; /* in units of 2^-24 */
-    u32 h = m < 0x38800000u ? small : normal;
-    h = m >= 0x47800000u ? 0x7c00u : h;
-    h = m > 0x7f800000u ? 0x7e00u | ((m >> 13) & 0x1ff) : h;
+    u32 h = rg_pick(m < 0x38800000u, small, normal);
+    h = rg_pick(m >= 0x47800000u, 0x7c00u, h);
+    h = rg_pick(m > 0x7f800000u, 0x7e00u | ((m >> 13) & 0x1ff), h);
     return (u16)(h | (b >> 16 & 0x8000));
 }
 RG_INLINE f32 rg_load_bf16(u16 h) { return rg_from_bits_f32((u32)h << 16); }
 RG_INLINE u16 rg_store_bf16(f32 x) {
     u32 b = rg_bits_f32(x), m = b & 0x7fffffffu;
     u32 h = (b + 0x7fff + (b >> 16 & 1)) >> 16;
-    return (u16)(m > 0x7f800000u ? b >> 16 | 0x40 : h);
+    return (u16)rg_pick(m > 0x7f800000u, b >> 16 | 0x40, h);
 }
 RG_INLINE f32 rg_round_f16(f32 x) { return rg_load_f16(rg_store_f16(x)); }
 RG_INLINE f32 rg_round_bf16(f32 x) { return rg_load_bf16(rg_store_bf16(x)); }
@@ -104,7 +108,8 @@ RG_UNSIGNED(u8, 8)
 #undef RG_UNSIGNED
 
 /* --- casts: rg_cast_<from>_<to>.  A float that an integer cannot hold, and NaN, give what x86-64
- * conversions give: the least i32 or i64, of which smaller types keep the low bits. */
+ * conversions give: the least i32 or i64, of which smaller types keep the low bits.  (To u32 NumPy
+ * gives one number for the rest of a long array and another for its last elements: it is the first.) */
 
 typedef u8 rg_bool;
 #define RG_LEAST_i32 (-2147483647 - 1)
@@ -127,7 +132,11 @@ typedef u8 rg_bool;
         u64 y = (u64)rg_cast_##F##_i64(upper ? x - 0x1p63f : x); \
         return upper ? y ^ 0x8000000000000000u : y; \
     } \
-    RG_INLINE u32 rg_cast_##F##_u32(F x) { return (u32)rg_cast_##F##_i64(x); } \
+    RG_INLINE u32 rg_cast_##F##_u32(F x) { \
+        i32 upper = x >= 0x1p31f; \
+        u32 y = (u32)rg_cast_##F##_i32(upper ? x - 0x1p31f : x); \
+        return upper ? y ^ 0x80000000u : y; \
+    } \
     RG_INLINE u16 rg_cast_##F##_u16(F x) { return (u16)rg_cast_##F##_i32(x); } \
     RG_INLINE u8 rg_cast_##F##_u8(F x) { return (u8)rg_cast_##F##_i32(x); }
 RG_CAST_WHOLE(f32)
@@ -165,17 +174,14 @@ RG_CAST_HALF(f32, f32)
 #undef RG_CAST_HALF
 #undef RG_CAST_INTEGER
 
-/* f64 to f32 rounded to odd: what is lost leaves the last bit set, so that rounding the result to
- * a narrower type rounds the f64 once (Boldo & Melquiond 2008, Emulation of FMA). */
+/* f64 to f32, towards 0 and with the last bit set where something is lost, so that rounding the
+ * result to a narrower type rounds the f64 once (Boldo & Melquiond 2008, Emulation of FMA). */
 RG_INLINE f32 rg_to_odd_f32(f64 x) {
     f32 y = (f32)x;
-    u32 b = rg_bits_f32(y);
-    f64 back = (f64)y, lost = x - back;
-    u32 inexact = back != x && x == x;
-    /* towards zero first, then the last bit */
-    u32 away = inexact && (__builtin_fabs(back) > __builtin_fabs(x));
-    (void)lost;
-    return rg_from_bits_f32(inexact ? (b - away) | 1 : b);
+    f64 back = y;
+    u32 b = rg_bits_f32(y), lost = (back < x) | (back > x);
+    u32 away = __builtin_fabs(back) > __builtin_fabs(x);
+    return rg_from_bits_f32((b - away) | lost);
 }
 RG_INLINE f32 rg_cast_f64_f16(f64 x) { return rg_to_odd_f32(x); }
 RG_INLINE f32 rg_cast_f64_bf16(f64 x) { return (f32)x; }
@@ -187,7 +193,7 @@ RG_INLINE f32 rg_cast_f64_bf16(f64 x) { return (f32)x; }
     RG_INLINE F rg_copysign_##F(F a, F b) { return __builtin_copysign##S(a, b); } \
     RG_INLINE F rg_maximum_##F(F a, F b) { return (a >= b) | (a != a) ? a : b; } \
     RG_INLINE F rg_minimum_##F(F a, F b) { return (a <= b) | (a != a) ? a : b; } \
-    RG_INLINE F rg_sign_##F(F x) { return x > 0 ? 1 : x < 0 ? -1 : x == 0 ? 0 : x; } \
+    RG_INLINE F rg_sign_##F(F x) { return x != x ? x : (F)((x > 0) - (x < 0)); } \
     RG_INLINE F rg_floor_##F(F x) { return __builtin_floor##S(x); } \
     RG_INLINE F rg_ceil_##F(F x) { return __builtin_ceil##S(x); } \
     RG_INLINE F rg_trunc_##F(F x) { return __builtin_trunc##S(x); } \
@@ -247,10 +253,10 @@ RG_INLINE f64 rg_power_f64(f64 n) {
     return rg_from_bits_f64((rg_bits_f64(n + RG_WHOLE_f64) << 52) + ((u64)1023 << 52));
 }
 
-RG_INLINE f32 rg_exp_f32(f32 x) { /* @exp_f32@ ulp */
-    x = x > 89.0f ? 89.0f : x;
-    x = x < -104.0f ? -104.0f : x;
-    f32 whole = rg_fma_f32(x, 0x1.715476p+0f, RG_WHOLE_f32), n = whole - RG_WHOLE_f32;
+/* 2^n times what is returned is e^x; `whole` = RG_WHOLE + n */
+RG_INLINE f32 rg_exp_rest_f32(f32 x, f32 *whole) {
+    *whole = rg_fma_f32(x, 0x1.715476p+0f, RG_WHOLE_f32);
+    f32 n = *whole - RG_WHOLE_f32;
     f32 r = rg_fma_f32(n, -0x1.62e43p-1f, x);
     r = rg_fma_f32(n, 0x1.05c61p-29f, r);
     f32 p = 0x1.6d99bcp-10f;
@@ -258,7 +264,17 @@ RG_INLINE f32 rg_exp_f32(f32 x) { /* @exp_f32@ ulp */
     p = rg_fma_f32(p, r, 0x1.555486p-5f);
     p = rg_fma_f32(p, r, 0x1.5554aep-3f);
     p = rg_fma_f32(p, r, 0x1p-1f);
-    return rg_times_power_f32(rg_fma_f32(r * r, p, r) + 1.0f, whole);
+    return rg_fma_f32(r * r, p, r) + 1.0f;
+}
+RG_INLINE f32 rg_exp_within_f32(f32 x) { /* for x from -87 to 88: fewer steps, the same bits */
+    f32 whole, y = rg_exp_rest_f32(x, &whole);
+    return y * rg_from_bits_f32((rg_bits_f32(whole) << 23) + (127u << 23));
+}
+RG_INLINE f32 rg_exp_f32(f32 x) { /* @exp_f32@ ulp */
+    x = x > 89.0f ? 89.0f : x;
+    x = x < -104.0f ? -104.0f : x;
+    f32 whole, y = rg_exp_rest_f32(x, &whole);
+    return rg_times_power_f32(y, whole);
 }
 RG_INLINE f32 rg_exp2_f32(f32 x) { /* @exp2_f32@ ulp; whole powers are exact */
     x = x > 129.0f ? 129.0f : x;
@@ -272,10 +288,11 @@ RG_INLINE f32 rg_exp2_f32(f32 x) { /* @exp2_f32@ ulp; whole powers are exact */
     p = rg_fma_f32(p, r, 0x1.62e43p-1f);
     return rg_times_power_f32(rg_fma_f32(p, r, 1.0f), whole);
 }
-/* e^x - 1 for x from -87 to 88, and e^x */
-RG_INLINE f32 rg_expm1_within_f32(f32 x, f32 *power) {
-    f32 n = rg_fma_f32(x, 0x1.715476p+0f, RG_WHOLE_f32) - RG_WHOLE_f32;
-    f32 r = rg_fma_f32(n, -0x1.62e43p-1f, x);
+RG_INLINE f32 rg_expm1_f32(f32 x) { /* @expm1_f32@ ulp */
+    f32 c = x > 89.0f ? 89.0f : x;
+    c = c < -30.0f ? -30.0f : c;
+    f32 n = rg_fma_f32(c, 0x1.715476p+0f, RG_WHOLE_f32) - RG_WHOLE_f32;
+    f32 r = rg_fma_f32(n, -0x1.62e43p-1f, c);
     r = rg_fma_f32(n, 0x1.05c61p-29f, r);
     f32 p = 0x1.a1a21ap-13f;
     p = rg_fma_f32(p, r, 0x1.6d7528p-10f);
@@ -284,13 +301,9 @@ RG_INLINE f32 rg_expm1_within_f32(f32 x, f32 *power) {
     p = rg_fma_f32(p, r, 0x1.555556p-3f);
     p = rg_fma_f32(p, r, 0x1p-1f);
     p = rg_fma_f32(r * r, p, r);
-    f32 s = rg_power_f32(n);
-    *power = rg_fma_f32(s, p, s);
-    return rg_fma_f32(s, p, s - 1.0f);
-}
-RG_INLINE f32 rg_expm1_f32(f32 x) { /* @expm1_f32@ ulp */
-    f32 power, y = rg_expm1_within_f32(x < -30.0f ? -30.0f : x, &power);
-    return __builtin_copysignf(x > 88.0f ? rg_exp_f32(x) : y, x);
+    f32 last = n > 127.0f ? 127.0f : n, s = rg_power_f32(last); /* 2^128 is no number */
+    f32 y = rg_fma_f32(s, p, s - (n > 127.0f ? 0.5f : 1.0f)) * (n > 127.0f ? 2.0f : 1.0f);
+    return __builtin_copysignf(y, x);
 }
 
 /* e^x 2^k */
@@ -457,14 +470,20 @@ RG_FROM_EXP(f64, )
 
 /* --- hyperbolic functions */
 
-/* tanh(|x|) = -q / (2 + q), q = e^(-2|x|) - 1; from 0.55 on 1 - 2 (q + 1) / (2 + q) */
+/* up to 0.6 x + x^3 p(x^2), beyond 1 - 2 w / (1 + w) with w = e^(-2|x|) */
 RG_INLINE f32 rg_tanh_f32(f32 x) { /* @tanh_f32@ ulp */
-    f32 w, a = -2.0f * __builtin_fabsf(x);
-    f32 q = rg_expm1_within_f32(a < -30.0f ? -30.0f : a, &w);
-    i32 upper = a < -1.1f;
-    f32 y = (upper ? 2.0f * w : -q) / (2.0f + q);
-    return __builtin_copysignf(upper ? 1.0f - y : y, x);
+    f32 a = __builtin_fabsf(x), z = a * a;
+    f32 p = -0x1.83017cp-8f;
+    p = rg_fma_f32(p, z, 0x1.54de08p-6f);
+    p = rg_fma_f32(p, z, -0x1.b89e92p-5f);
+    p = rg_fma_f32(p, z, 0x1.1109dap-3f);
+    p = rg_fma_f32(p, z, -0x1.55553ep-2f);
+    f32 small = rg_fma_f32(a * z, p, a);
+    f32 w = rg_exp_within_f32(-2.0f * (a > 10.0f ? 10.0f : a));
+    f32 y = a < 0.6f ? small : 1.0f - 2.0f * w / (1.0f + w);
+    return __builtin_copysignf(y, x);
 }
+/* -q / (2 + q) with q = e^(-2|x|) - 1 */
 RG_INLINE f64 rg_tanh_f64(f64 x) { /* @tanh_f64@ ulp */
     f64 q = rg_expm1_f64(-2.0 * __builtin_fabs(x));
     return __builtin_copysign(-q / (2.0 + q), x);
@@ -676,6 +695,23 @@ RG_INLINE f64 rg_pow_f64(f64 a, f64 b) { return pow(a, b); } /* C library: scala
 
 /* --- the error function */
 
+RG_INLINE f64 rg_erf_lower_f64(f64 x) { /* x + x p(x^2), up to 1 */
+    f64 z = x * x;
+    f64 p = 0x1.06245618a6fa5p-34;
+    p = rg_fma_f64(p, z, -0x1.38ab0c46e8c78p-30);
+    p = rg_fma_f64(p, z, 0x1.f7b945c666d25p-27);
+    p = rg_fma_f64(p, z, -0x1.5f1f390c9f8e9p-23);
+    p = rg_fma_f64(p, z, 0x1.b9df2f741fd3ep-20);
+    p = rg_fma_f64(p, z, -0x1.f4d1e42329b07p-17);
+    p = rg_fma_f64(p, z, 0x1.f9a321e3d5d9ep-14);
+    p = rg_fma_f64(p, z, -0x1.c02db3db41f73p-11);
+    p = rg_fma_f64(p, z, 0x1.565bcd0dbd69ep-8);
+    p = rg_fma_f64(p, z, -0x1.b82ce31284f28p-6);
+    p = rg_fma_f64(p, z, 0x1.ce2f21a042b34p-4);
+    p = rg_fma_f64(p, z, -0x1.812746b0379e6p-2);
+    p = rg_fma_f64(p, z, 0x1.06eba8214db69p-3);
+    return rg_fma_f64(x, p, x);
+}
 /* e^(-x^2) p(t) / (1 + 2x), t = (x - 4) / (x + 4), for x >= 0 (Schonfelder 1978, Chebyshev expansions
  * for the error and related functions); the square in two parts */
 RG_INLINE f64 rg_erfc_upper_f64(f64 a) {
@@ -709,26 +745,17 @@ RG_INLINE f64 rg_erfc_upper_f64(f64 a) {
     return rg_fma_f64(-low, y, y) * (p / rg_fma_f64(2.0, a, 1.0));
 }
 RG_INLINE f64 rg_erfc_f64(f64 x) { /* @erfc_f64@ ulp */
-    f64 y = rg_erfc_upper_f64(__builtin_fabs(x));
-    return x < 0 ? 2.0 - y : y;
+    f64 a = __builtin_fabs(x), y = rg_erfc_upper_f64(a);
+    y = x < 0 ? 2.0 - y : y;
+    return a < 0.5 ? 1.0 - rg_erf_lower_f64(x) : y;
+}
+RG_INLINE f32 rg_erfc_f32(f32 x) {
+    f64 y = rg_erfc_upper_f64(__builtin_fabs((f64)x));
+    return (f32)(x < 0 ? 2.0 - y : y);
 }
 RG_INLINE f64 rg_erf_f64(f64 x) { /* @erf_f64@ ulp */
-    f64 a = __builtin_fabs(x), z = a * a;
-    f64 p = 0x1.06245618a6fa5p-34;
-    p = rg_fma_f64(p, z, -0x1.38ab0c46e8c78p-30);
-    p = rg_fma_f64(p, z, 0x1.f7b945c666d25p-27);
-    p = rg_fma_f64(p, z, -0x1.5f1f390c9f8e9p-23);
-    p = rg_fma_f64(p, z, 0x1.b9df2f741fd3ep-20);
-    p = rg_fma_f64(p, z, -0x1.f4d1e42329b07p-17);
-    p = rg_fma_f64(p, z, 0x1.f9a321e3d5d9ep-14);
-    p = rg_fma_f64(p, z, -0x1.c02db3db41f73p-11);
-    p = rg_fma_f64(p, z, 0x1.565bcd0dbd69ep-8);
-    p = rg_fma_f64(p, z, -0x1.b82ce31284f28p-6);
-    p = rg_fma_f64(p, z, 0x1.ce2f21a042b34p-4);
-    p = rg_fma_f64(p, z, -0x1.812746b0379e6p-2);
-    p = rg_fma_f64(p, z, 0x1.06eba8214db69p-3);
-    f64 y = a < 1.0 ? rg_fma_f64(a, p, a) : 1.0 - rg_erfc_upper_f64(a);
-    return __builtin_copysign(y, x);
+    f64 a = __builtin_fabs(x), lower = rg_erf_lower_f64(a);
+    return __builtin_copysign(a < 1.0 ? lower : 1.0 - rg_erfc_upper_f64(a), x);
 }
 RG_INLINE f32 rg_erf_f32(f32 x) { /* @erf_f32@ ulp */
     f32 a = __builtin_fabsf(x), z = a * a;
@@ -747,7 +774,7 @@ RG_INLINE f32 rg_erf_f32(f32 x) { /* @erf_f32@ ulp */
     q = rg_fma_f32(q, a, -0x1.46c584p-1f);
     q = rg_fma_f32(q, a, -0x1.2085b2p+0f);
     q = rg_fma_f32(q, a, -0x1.72e7aep-12f);
-    f32 y = a < 1.0f ? rg_fma_f32(a, p, a) : 1.0f - rg_exp_f32(q);
+    f32 y = a < 1.0f ? rg_fma_f32(a, p, a) : 1.0f - rg_exp_within_f32(q);
     return __builtin_copysignf(y, x);
 }
 
@@ -762,6 +789,5 @@ RG_WIDENED(arctanh)
 RG_WIDENED(arcsin)
 RG_WIDENED(arccos)
 RG_WIDENED(arctan)
-RG_WIDENED(erfc)
 #undef RG_WIDENED
 RG_INLINE f32 rg_arctan2_f32(f32 a, f32 b) { return (f32)rg_arctan2_f64(a, b); }
