@@ -25,7 +25,7 @@ needs_cc = pytest.mark.skipif(CC is None, reason="no C compiler: install gcc or 
 # The largest error in ulp in f32 and f64; all other ops give the reference's bits.
 ULP = {
     "exp": (1.1, 1.1), "exp2": (1.0, 1.2), "expm1": (1.5, 2.0), "log": (0.9, 0.9),
-    "log2": (0.6, 1.8), "log1p": (1.5, 1.5), "sigmoid": (2.4, 2.4), "softplus": (1.8, 1.8),
+    "log2": (1.1, 1.8), "log1p": (1.5, 1.5), "sigmoid": (2.4, 2.4), "softplus": (1.8, 1.8),
     "logaddexp": (3.0, 3.0), "tanh": (1.5, 2.7), "sinh": (0.6, 2.5), "cosh": (0.6, 1.6),
     "arcsinh": (0.6, 2.0), "arccosh": (0.6, 2.5), "arctanh": (0.6, 2.1), "sin": (1.7, 0.6),
     "cos": (1.7, 0.6), "tan": (0.7, 0.7), "arcsin": (0.6, 2.3), "arccos": (0.6, 1.3),

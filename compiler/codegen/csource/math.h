@@ -380,7 +380,7 @@ RG_INLINE f64 rg_split_f64(f64 x, f64 *e) {
     *e = rg_from_bits_f64(rg_bits_f64(RG_WHOLE_f64) + (b >> 52)) - (RG_WHOLE_f64 + 1023.0);
     return rg_from_bits_f64((b & 0x000fffffffffffffu) + 0x3fe6a09e667f3bcdu) - 1.0;
 }
-RG_INLINE f32 rg_log_sum_f32(f32 f, f32 e) {
+RG_INLINE f32 rg_log_rest_f32(f32 f) { /* log(1 + f) - f + f^2 / 2 */
     f32 z = f * f;
     f32 p = 0x1.1b4308p-4f;
     p = rg_fma_f32(p, f, -0x1.e2ee3ap-4f);
@@ -391,8 +391,11 @@ RG_INLINE f32 rg_log_sum_f32(f32 f, f32 e) {
     p = rg_fma_f32(p, f, 0x1.99a548p-3f);
     p = rg_fma_f32(p, f, -0x1.ffffeep-3f);
     p = rg_fma_f32(p, f, 0x1.555546p-2f);
-    f32 y = rg_fma_f32(e, 0x1.7f7d1cp-20f, f * z * p);
-    y = rg_fma_f32(-0.5f, z, y);
+    return f * z * p;
+}
+RG_INLINE f32 rg_log_sum_f32(f32 f, f32 e) {
+    f32 y = rg_fma_f32(e, 0x1.7f7d1cp-20f, rg_log_rest_f32(f));
+    y = rg_fma_f32(-0.5f, f * f, y);
     return rg_fma_f32(e, 0x1.62e4p-1f, f + y);
 }
 RG_INLINE f64 rg_log_sum_f64(f64 f, f64 e) {
@@ -430,7 +433,15 @@ RG_INLINE f64 rg_log2_f64(f64 x) { /* 1.6 ulp; whole powers are exact */
     y = (tiny ? e - 54.0 : e) + rg_fma_f64(y, 0x1.71547652b82fep+0, y * 0x1.777d0ffda0d24p-56);
     RG_LOG_ENDS(f64, y)
 }
-RG_INLINE f32 rg_log2_f32(f32 x) { return (f32)rg_log2_f64(x); } /* 0.5 ulp */
+RG_INLINE f32 rg_log2_f32(f32 x) { /* 1.0 ulp; whole powers are exact */
+    i32 tiny = x < 0x1p-126f;
+    f32 e, f = rg_split_f32(tiny ? x * 0x1p23f : x, &e);
+    f32 y = rg_fma_f32(-0.5f, f * f, rg_log_rest_f32(f)), high = f * 0x1.715476p+0f;
+    f32 low = rg_fma_f32(f, 0x1.715476p+0f, -high); /* f log2(e) in two parts */
+    low = rg_fma_f32(f, 0x1.4ae0cp-26f, low);
+    y = (tiny ? e - 23.0f : e) + (high + rg_fma_f32(y, 0x1.715476p+0f, low));
+    RG_LOG_ENDS(f32, y)
+}
 
 /* log(1 + x): f of 1 + x, and what 1 + x lost in rounding, in units of 2^e */
 #define RG_LOG1P_ENDS(F, y) \
@@ -439,18 +450,24 @@ RG_INLINE f32 rg_log2_f32(f32 x) { return (f32)rg_log2_f64(x); } /* 0.5 ulp */
     y = x == 0 ? x : y; \
     return x < (F)INFINITY ? y : x;
 
-RG_INLINE f32 rg_log1p_f32(f32 x) { /* 1.4 ulp */
+RG_INLINE f32 rg_log1p_within_f32(f32 x) { /* for finite x above -1 */
     f32 u = 1.0f + x, lost = x >= 1.0f ? 1.0f - (u - x) : x - (u - 1.0f);
     f32 e, f = rg_split_f32(u, &e);
     f = rg_fma_f32(lost, rg_power_f32(e > 126.0f ? -126.0f : -e), f);
-    f32 y = rg_log_sum_f32(f, e);
+    return rg_log_sum_f32(f, e);
+}
+RG_INLINE f32 rg_log1p_f32(f32 x) { /* 1.4 ulp */
+    f32 y = rg_log1p_within_f32(x);
     RG_LOG1P_ENDS(f32, y)
 }
-RG_INLINE f64 rg_log1p_f64(f64 x) { /* 1.4 ulp */
+RG_INLINE f64 rg_log1p_within_f64(f64 x) { /* for finite x above -1 */
     f64 u = 1.0 + x, lost = x >= 1.0 ? 1.0 - (u - x) : x - (u - 1.0);
     f64 e, f = rg_split_f64(u, &e);
     f = rg_fma_f64(lost, rg_power_f64(e > 1022.0 ? -1022.0 : -e), f);
-    f64 y = rg_log_sum_f64(f, e);
+    return rg_log_sum_f64(f, e);
+}
+RG_INLINE f64 rg_log1p_f64(f64 x) { /* 1.4 ulp */
+    f64 y = rg_log1p_within_f64(x);
     RG_LOG1P_ENDS(f64, y)
 }
 
@@ -462,10 +479,10 @@ RG_INLINE f64 rg_log1p_f64(f64 x) { /* 1.4 ulp */
     RG_INLINE F rg_sigmoid_##F(F x) { return 1 / (1 + rg_exp_##F(-x)); } \
     RG_INLINE F rg_logaddexp_##F(F a, F b) { \
         F apart = a == b ? 0 : a - b; \
-        return rg_maximum_##F(a, b) + rg_log1p_##F(rg_exp_##F(-__builtin_fabs##S(apart))); \
+        return rg_maximum_##F(a, b) + rg_log1p_within_##F(rg_exp_##F(-__builtin_fabs##S(apart))); \
     } \
     RG_INLINE F rg_softplus_##F(F x) { \
-        return (x < 0 ? 0 : x) + rg_log1p_##F(rg_exp_##F(-__builtin_fabs##S(x))); \
+        return (x < 0 ? 0 : x) + rg_log1p_within_##F(rg_exp_##F(-__builtin_fabs##S(x))); \
     }
 RG_FROM_EXP(f32, f)
 RG_FROM_EXP(f64, )
