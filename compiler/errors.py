@@ -53,6 +53,8 @@ class BudgetError(RetrogradeError):
 class DataError(RetrogradeError):
     """Input data that is missing, empty, malformed or out of range."""
 
+    placed = False  # whether the message names the line already
+
 
 class CheckpointError(RetrogradeError):
     """A checkpoint that is missing, damaged, or belongs to another model."""

@@ -87,6 +87,8 @@ class Executable:
             try:
                 bound.run()
             except (DataError, IndexError, ValueError) as error:
+                if getattr(error, "placed", False):  # it names its line already
+                    raise
                 raise DataError(f"{self._place(error)}: {error}") from error
             return [self.device.read(bound.outputs[o]) for o in self.program.returned]
 

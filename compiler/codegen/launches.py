@@ -33,6 +33,7 @@ class Launch:
 
     function: Function
     checks: tuple[tuple[int, View], ...] = ()  # (axis, array) that an index may be too large for
+    wrap: bool = True  # whether indices below 0 count from the end
 
 
 def launches(step: Step) -> list[Launch] | None:
@@ -80,7 +81,8 @@ def _gather(
     if found is None:
         return None
     assert isinstance(x, View)
-    return [Launch(found, tuple((axis, x) for axis in node.attrs["axes"]))]
+    checks = tuple((axis, x) for axis in node.attrs["axes"])
+    return [Launch(found, checks, node.attrs["wrap"])]
 
 
 def _scatter(
@@ -91,7 +93,7 @@ def _scatter(
     if found is None:
         return None
     checks = tuple((axis, results[0]) for axis in node.attrs["axes"])
-    return [*_copied(x, results[0]), Launch(found, checks)]
+    return [*_copied(x, results[0]), Launch(found, checks, node.attrs["wrap"])]
 
 
 def _set_slice(node: Node, operands: Sequence[Operand], results: Sequence[View]) -> list[Launch]:

@@ -175,7 +175,7 @@ class NativePrinter(Printer):
             axes = "".join(
                 f"({axis}, {self.spell.size(v.shape[axis])}), " for axis, v in launch.checks
             )
-            checks = f", ({place!r}, {axes})"
+            checks = f", ({place!r}, {launch.wrap}, {axes})"
         if f.share is None:
             return f"({number}, {self.spell.size(f.items)}, {f.grain}, ({where}{sizes},){checks}),"
         s = f.share

@@ -213,9 +213,11 @@ def _calls(make: Callable[[int], Entries], cut: Any) -> list[Any]:
 
 def _refused(note: Any, fault: int) -> DataError:
     """The error for an index that a kernel refused."""
-    place, *axes = note
+    place, wrap, *axes = note
     index, (axis, size) = fault >> 16, axes[fault >> 8 & 0xFF]
-    valid = f"{-size} to {size - 1}" if size else "there is none"
-    return DataError(
+    valid = f"{-size if wrap else 0} to {size - 1}" if size else "there is none"
+    error = DataError(
         f"{place}: index {index} is out of range for axis {axis} of size {size} ({valid})"
     )
+    error.placed = True
+    return error
