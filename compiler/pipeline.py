@@ -214,7 +214,7 @@ def _recipe(
         text = print_native(*printed)
         source, kernels = text.source, text.kernels
     else:
-        source, kernels = print_schedule(*printed), ""
+        source, kernels = print_schedule(*printed), ()
     recipe = Recipe(
         rung.name, everything, planned.buffers, planned.orientation, source, kernels,
         graph_cost(graph),

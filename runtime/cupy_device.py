@@ -5,7 +5,7 @@ Invariant: cupy is imported here alone, when a device is made; without a GPU tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class CupyDevice:
     def copy_arena(self, source: CupyArena, target: CupyArena, bytes: int) -> None:
         target.memory[:bytes] = source.memory[:bytes]
 
-    def load(self, source: str, file: str, kernels: str) -> Callable[..., Bound]:
+    def load(self, source: str, file: str, kernels: Sequence[str]) -> Callable[..., Bound]:
         return bind_of(source, file)
 
     def bind(self, bind: Callable[..., Bound], arena: CupyArena, *arguments: Any) -> Bound:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from retrograde.compiler.errors import DeviceError
 from retrograde.runtime.cupy_device import CupyDevice
-from retrograde.runtime.native.device import NativeDevice
 from retrograde.runtime.numpy_device import NumpyDevice
 from retrograde.runtime.protocol import Device
 
@@ -18,6 +17,8 @@ def get_device(name: str = "auto", threads: int | None = None) -> Device:
     if name in ("auto", "numpy"):
         return NumpyDevice()
     if name == "native":
+        from retrograde.runtime.native.device import NativeDevice
+
         return NativeDevice(threads)
     if name == "cupy":
         return CupyDevice()

@@ -6,7 +6,7 @@ Invariant: the arena is the only large allocation; its pages are the process's o
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class NumpyDevice:
     def copy_arena(self, source: NumpyArena, target: NumpyArena, bytes: int) -> None:
         target.map[:bytes] = source.map[:bytes]
 
-    def load(self, source: str, file: str, kernels: str) -> Callable[..., Bound]:
+    def load(self, source: str, file: str, kernels: Sequence[str]) -> Callable[..., Bound]:
         return bind_of(source, file)
 
     def bind(self, bind: Callable[..., Bound], arena: NumpyArena, *arguments: Any) -> Bound:

@@ -6,7 +6,7 @@ in and out, and loads the sources that a program brings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -41,7 +41,7 @@ class Device(Protocol):
         """Copies the first `bytes` (the state) from one arena to another."""
         ...
 
-    def load(self, source: str, file: str, kernels: str) -> Callable[..., Bound]:
+    def load(self, source: str, file: str, kernels: Sequence[str]) -> Callable[..., Bound]:
         """The `bind` of a generated source; `kernels` is what a compiler makes its kernels of."""
         ...
 

@@ -34,7 +34,8 @@ from retrograde.compiler.plan.steps import (
 )
 from retrograde.compiler.plan.views import Literal, Operand, Storage, Turn, View, turn_of
 
-PARTS = ("base", "math", "gemm")
+FILE = 24  # kernels of one C file
+SHARED = "#define RG_GEMM_TILE RG_GEMM_SHARED\n"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class NativeText:
     """The Python that binds and runs, and the C that it launches."""
 
     source: str
-    kernels: str
+    kernels: tuple[str, ...]  # C files
 
 
 def print_native(
@@ -52,7 +53,7 @@ def print_native(
     """The sources of `schedule`, as codegen.numpy.print_schedule."""
     kernels = Kernels()
     source = print_with(NativePrinter, schedule, liveness, places, symbols, poison, kernels=kernels)
-    return NativeText(source, kernels.text(schedule.name))
+    return NativeText(source, kernels.texts())
 
 
 @dataclass
@@ -68,20 +69,30 @@ class Kernels:
             self.notes.setdefault(found, {})[note] = None
         return found
 
-    def text(self, name: str) -> str:
-        """The whole C file."""
-        pieces = [part(p) for p in PARTS]
-        for text, number in self.numbers.items():
+    def texts(self) -> tuple[str, ...]:
+        """The C files, which compile side by side: products, which share their tiles, and the
+        others by the dozen."""
+        products = [n for text, n in self.numbers.items() if "rg_gemm_" in text]
+        others = [n for n in self.numbers.values() if n not in set(products)]
+        rows = [others[i : i + FILE] for i in range(0, len(others), FILE)]
+        files = [(SHARED, numbers) for numbers in ([products] if products else [])]
+        files += [("", numbers) for numbers in rows]
+        texts = {number: text for text, number in self.numbers.items()}
+        return tuple(self._file(head, numbers, texts) for head, numbers in files)
+
+    def _file(self, head: str, numbers: Sequence[int], texts: Mapping[int, str]) -> str:
+        pieces = [part("base"), part("math"), head + part("gemm")]
+        for number in numbers:
             notes = list(self.notes.get(number, ()))
             shown = [f"/* {note.replace('*/', '* /')} */" for note in notes[:4]]
             if len(notes) > 4:
                 shown.append(f"/* and {len(notes) - 4} more places */")
-            pieces.append("\n".join([*shown, text.replace("@", f"k{number}", 1)]))
-        table = ", ".join(f"k{n}" for n in range(len(self.numbers)))
+            pieces.append("\n".join([*shown, texts[number].replace("@", f"k{number}", 1)]))
         pieces.append(
+            f"const i64 rg_kernel_count = {len(numbers)};\n"
+            f"const i64 rg_kernel_numbers[] = {{{', '.join(map(str, numbers))}}};\n"
             "typedef i64 (*rg_kernel)(const i64 *a, i64 lo, i64 hi, i64 part);\n"
-            f"const rg_kernel rg_kernels[] = {{{table or '0'}}};\n"
-            f"const i64 rg_kernel_count = {len(self.numbers)};\n"
+            f"const rg_kernel rg_kernels[] = {{{', '.join(f'k{n}' for n in numbers)}}};\n"
             "const i64 rg_panels[] = {RG_NR_f32, RG_NR_f64};"
         )
         return "\n\n".join(pieces) + "\n"

@@ -53,7 +53,7 @@ class Recipe:
     buffers: tuple[BufferSpec, ...]  # state first, in the order of the donated inputs
     orientation: Orientation  # of the buffers that are not state
     source: str
-    kernels: str = ""  # the C that a native schedule launches
+    kernels: tuple[str, ...] = ()  # the C files that a native schedule launches
     work: Dim = 0
     slower: float = 1.0
     loops: tuple[TimeLoop, ...] = ()

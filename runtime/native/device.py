@@ -7,13 +7,15 @@ compiled once, whatever its sizes.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from retrograde.runtime.native.pool import Fault, Pool, pool, table
+from retrograde.runtime.native.pool import Fault, Pool, pool, table, thread_count
+from retrograde.runtime.native.toolchain import find_toolchain, load, shared_library
 from retrograde.runtime.numpy_device import NumpyArena, NumpyDevice
 from retrograde.runtime.protocol import Bound
 
@@ -69,15 +71,21 @@ class NativeMemory:
 
 
 class Library:
-    """The compiled kernels of a program."""
+    """The compiled kernels of a program, by their numbers."""
 
-    def __init__(self, loaded: ctypes.CDLL) -> None:
-        self._loaded = loaded  # its functions live as long as it
-        count = ctypes.c_int64.in_dll(loaded, "rg_kernel_count").value
-        addresses = (ctypes.c_int64 * max(count, 1)).in_dll(loaded, "rg_kernels")
-        self.kernels = np.array(addresses[:count], np.int64)
-        widths = (ctypes.c_int64 * 2).in_dll(loaded, "rg_panels")
-        self.panels = {"f32": widths[0], "f64": widths[1]}
+    def __init__(self, loaded: Sequence[ctypes.CDLL]) -> None:
+        self._loaded = loaded  # their functions live as long as they do
+        found: dict[int, int] = {}
+        self.panels: dict[str, int] = {}
+        for file in loaded:
+            count = ctypes.c_int64.in_dll(file, "rg_kernel_count").value
+            table = ctypes.c_int64 * count
+            numbers = table.in_dll(file, "rg_kernel_numbers")
+            found.update(zip(numbers, table.in_dll(file, "rg_kernels"), strict=True))
+            self.panels = dict(
+                zip(("f32", "f64"), (ctypes.c_int64 * 2).in_dll(file, "rg_panels"), strict=True)
+            )
+        self.kernels = np.array([found[n] for n in range(len(found))], np.int64)
 
 
 class NativeDevice(NumpyDevice):
@@ -92,7 +100,7 @@ class NativeDevice(NumpyDevice):
     def allocate(self, bytes: int) -> NativeArena:
         return NativeArena(bytes)
 
-    def load(self, source: str, file: str, kernels: str) -> Callable[..., Bound]:
+    def load(self, source: str, file: str, kernels: Sequence[str]) -> Callable[..., Bound]:
         bind = super().load(source, file, kernels)
         library = Library(_compiled(kernels))
 
@@ -102,7 +110,14 @@ class NativeDevice(NumpyDevice):
         return bound
 
 
-def _compiled(kernels: str) -> ctypes.CDLL:
-    from retrograde.runtime.native.toolchain import find_toolchain, load, shared_library
+def _compiled(kernels: Sequence[str]) -> list[ctypes.CDLL]:
+    """The libraries of the C files, compiled as many at a time as there are processors."""
+    toolchain = find_toolchain()
 
-    return load(shared_library(kernels, find_toolchain(), name="kernels"))
+    def made(source: str) -> ctypes.CDLL:
+        return load(shared_library(source, toolchain, name="kernels"))
+
+    if len(kernels) < 2:
+        return list(map(made, kernels))
+    with ThreadPoolExecutor(min(len(kernels), thread_count())) as threads:
+        return list(threads.map(made, kernels))

@@ -15,8 +15,10 @@ from pathlib import Path
 from retrograde.compiler.errors import DeviceError
 
 # Without these the bits would not be what the program says; a compiler has to take them.
-REQUIRED = ("-O3", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fwrapv")
-OPTIONAL = ("-fno-math-errno", "-fno-trapping-math", "-pthread", "-pipe")
+REQUIRED = ("-O2", "-ftree-vectorize", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fwrapv")
+OPTIONAL = (
+    "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-pthread", "-pipe",
+)  # fmt: skip
 _LINES_SHOWN = 12
 _ALLOWED_SECONDS = 120.0  # for the first run of a compiler, which may have to unpack itself
 

@@ -30,7 +30,8 @@ Array = npt.NDArray[Any]
 
 CC = shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
 FLAGS = [
-    "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fwrapv",
+    "-O2", "-ftree-vectorize", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno",
+    "-fno-trapping-math", "-ffp-contract=off", "-fwrapv",
     "-std=gnu11", "-fPIC", "-shared", "-Wall", "-Wno-unused-function", "-Werror",
 ]  # fmt: skip
 # One remark for each loop, also where two functions are the same.

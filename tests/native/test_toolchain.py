@@ -98,7 +98,7 @@ def forbid_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_compiler_of_this_machine(place: Path) -> None:
     compiler = found()
     assert compiler.kind in ("gcc", "clang", "zig")
-    assert set(compiler.flags) >= {"-O3", "-ffp-contract=off", "-fwrapv", "-std=gnu11", "-fPIC"}
+    assert set(compiler.flags) >= {"-O2", "-ffp-contract=off", "-fwrapv", "-std=gnu11", "-fPIC"}
     assert not re.search("fast|associative|finite-math", " ".join(compiler.flags))
     assert compiler.version in compiler.describe() and CC in compiler.command
     macros = subprocess.run(
