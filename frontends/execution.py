@@ -62,7 +62,7 @@ def runnable(
     backend = checked_backend(backend)
     threads = checked_threads(threads)
     device = get_device(backend, threads)
-    native = backend == "native"
+    native = device.name == "native"
     options = Options.from_environment(at, budget, native, device.threads if native else 1)
     compiled = compile_graph(graph, options)
     executable = Executable(compiled.program, device, poison=options.poison)
@@ -71,7 +71,7 @@ def runnable(
 
 
 def checked_backend(backend: str) -> str:
-    """A backend that there is in this release; RETROGRADE_BACKEND says what "auto" means."""
+    """A backend that there is; RETROGRADE_BACKEND says what "auto" means where it is set."""
     if backend == "auto":
         backend = os.environ.get("RETROGRADE_BACKEND") or "auto"
     if backend not in ("auto", "numpy", "native", "cupy"):

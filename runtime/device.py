@@ -11,10 +11,13 @@ __all__ = ["Device", "get_device"]
 
 
 def get_device(name: str = "auto", threads: int | None = None) -> Device:
-    """The device called `name`: "auto" or "numpy" for the CPU, "cupy" for an NVIDIA GPU.
+    """The device called `name`: "native" or "numpy" for the CPU, "cupy" for an NVIDIA GPU, "auto"
+    for what `default_name` says.  `threads` run the kernels of the native device.
 
     Raises DeviceError for a name that is unknown and for a GPU that is not there."""
-    if name in ("auto", "numpy"):
+    if name == "auto":
+        name = default_name()
+    if name == "numpy":
         return NumpyDevice()
     if name == "native":
         from retrograde.runtime.native.device import NativeDevice
@@ -22,4 +25,12 @@ def get_device(name: str = "auto", threads: int | None = None) -> Device:
         return NativeDevice(threads)
     if name == "cupy":
         return CupyDevice()
-    raise DeviceError(f"unknown device {name!r}: use 'auto', 'numpy' or 'cupy'")
+    raise DeviceError(f"unknown device {name!r}: use 'auto', 'native', 'numpy' or 'cupy'")
+
+
+def default_name() -> str:
+    """What "auto" means: the native device where there is a C compiler, else, with a notice, the
+    NumPy device."""
+    from retrograde.runtime.native.toolchain import find_toolchain
+
+    return "numpy" if find_toolchain() is None else "native"

@@ -56,7 +56,7 @@ LOOP = (
     Setting("time_limit", None, float, "seconds after which the training ends", optional=True),
     Setting("validate_every", 0, int, "steps from one validation to the next; 0: at the end"),
     Setting("save_every", 0, int, "steps from one checkpoint to the next; 0: at the end"),
-    Setting("backend", "auto", str, "auto, numpy or cupy"),
+    Setting("backend", "auto", str, "auto, native, numpy or cupy"),
     Setting("threads", None, int, "of the matrix products", optional=True),
 )
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,3 +169,32 @@ def test_a_new_size_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     for rows, length in ((3, 4), (7, 1), (2, 40)):
         assert np.isfinite(step(**batch(rows, length))["loss"])
+
+
+WITHOUT = """
+import warnings
+import numpy as np
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import retrograde as rg
+    for _ in range(2):
+        step = rg.compile_training(
+            lambda m, x: rg.Mean(((m(x) - x) ** 2).sum(), 1), rg.nn.Linear(3, 3),
+            rg.optim.SGD(0.1), batch={"x": rg.spec("f32", "B", 3)},
+        )
+        for rows in (1, 4):
+            step(x=np.ones((rows, 3), np.float32))
+print(step.source().count("rt.native"), [str(w.message) for w in caught])
+"""
+
+
+def test_without_a_compiler_everything_works_with_one_notice(tmp_path: Path) -> None:
+    hidden = ("RETROGRADE_BACKEND", "RETROGRADE_CC")
+    env = {k: v for k, v in os.environ.items() if k not in hidden}
+    env |= {"PATH": str(tmp_path), "RETROGRADE_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("0 ['") and done.stdout.count("compiler") >= 1
+    assert done.stdout.count("', '") == 0, "one notice"

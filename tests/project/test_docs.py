@@ -24,16 +24,11 @@ on_each_page = pytest.mark.parametrize(
 )
 
 
-def _plain() -> dict[str, str]:
-    """The environment of a reader, who has not chosen a backend."""
-    return {k: v for k, v in os.environ.items() if k != "RETROGRADE_BACKEND"}
-
-
 def run_page(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(Path(docs_blocks.__file__)), str(page)],
         cwd=folder,
-        env=_plain() | {"RETROGRADE_CACHE_DIR": str(folder / "cache")},
+        env=os.environ | {"RETROGRADE_CACHE_DIR": str(folder / "cache")},
         capture_output=True,
         text=True,
         timeout=280,

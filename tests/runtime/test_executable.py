@@ -23,8 +23,9 @@ from retrograde.compiler.ir.interpreter import evaluate
 from retrograde.compiler.ir.registry import lookup as op
 from retrograde.compiler.passes.backward import Backward
 from retrograde.compiler.pipeline import compile_graph
-from retrograde.runtime.device import get_device
+from retrograde.runtime.device import default_name, get_device
 from retrograde.runtime.executable import KEPT_SIZES, Executable
+from retrograde.runtime.native.toolchain import find_toolchain
 
 Array = npt.NDArray[Any]
 B, T = dims.dim("B"), dims.dim("T")
@@ -315,7 +316,8 @@ def test_state_of_symbolic_size() -> None:
 
 
 def test_devices_by_name() -> None:
-    assert get_device("auto").name == get_device().name == "numpy"
+    assert get_device("auto").name == get_device().name == default_name()
+    assert default_name() == ("native" if find_toolchain() else "numpy")
     with pytest.raises(DeviceError, match=r"unknown device 'tpu'.*'numpy'"):
         get_device("tpu")
 
