@@ -8,9 +8,9 @@ reference on the host, with explicit copies there and back.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
-from retrograde.compiler.codegen.native_support import NativeSupport
+from retrograde.compiler.codegen.native_support import NativeMemory, NativeSupport
 from retrograde.compiler.codegen.numpy_support import Array, Memory, Support
 from retrograde.compiler.ir.registry import lookup
 
@@ -77,5 +77,5 @@ def support(memory: Memory, sizes: Any) -> Support:
     """The functions for the array module of `memory`."""
     on_host = memory.xp.__name__ == "numpy"
     if hasattr(memory, "sequence"):
-        return NativeSupport(memory, sizes)
+        return NativeSupport(cast(NativeMemory, memory), sizes)
     return Support(memory, sizes) if on_host else CupySupport(memory, sizes)

@@ -170,7 +170,7 @@ class NativePrinter(Printer):
                 found = self._launches(step)
                 assert found is not None
                 lines += [pad + self._entry(launch, place) for launch in found]
-            for position in sorted(set(self.times[id(step)])):
+            for position in sorted(set(self.times.get(id(step), ()))):
                 for buffer in self.dead.get(position, ()):
                     number = self.kernels.number(POISON, "")
                     lines.append(f"{pad}rt.poisoned({number}, at, {buffer}),")
@@ -212,16 +212,26 @@ class NativePrinter(Printer):
         return at
 
     def _loop_entry(self, step: LoopStep, depth: int) -> list[str]:
-        pad = INDENT * depth
+        pad, more = INDENT * depth, INDENT * (depth + 1)
         lines = self._copies(step.carries, pad)
+        if step.split is None or self.dead:
+            return [*lines, *self._turns(step, step, depth)]
+        # Each thread its rows of all turns; with too few rows all threads share out each launch.
+        batch = self.spell.size(step.split.batch)
+        lines += [f"{pad}*rt.split({batch}, lambda first, rows: ["]
+        lines += self._turns(step, step.split, depth + 2)
+        return [*lines, f"{more}], lambda: [", *self._turns(step, step, depth + 2), f"{more}]),"]
+
+    def _turns(self, step: LoopStep, turn: LoopStep | Rows, depth: int) -> list[str]:
+        """The loop over all turns."""
+        pad = INDENT * depth
         level = sum(isinstance(at, int) for at in self.levels.values())
         self.levels[id(step.turns)] = level
-        body = self._turn_entries(step, step.turns, depth + 1)
+        body = self._turn_entries(turn, step.turns, depth + 1)
         del self.levels[id(step.turns)]
         direction = -1 if step.reverse else 1
-        lines += [f"{pad}({self.spell.size(step.length)}, {direction}, [", *body, f"{pad}]),"]
         self.heading = ""
-        return lines
+        return [f"{pad}({self.spell.size(step.length)}, {direction}, [", *body, f"{pad}]),"]
 
     def _turn_entries(self, step: LoopStep | Rows, turns: object, depth: int) -> list[str]:
         """One turn of a loop, whose number moves what is of `turns`."""

@@ -8,6 +8,9 @@ An entry is one of
     ("call", key, make, start)                                          entries that `make()` gives,
                                                                         once for each key
     ("move", to, from, bytes)                                           a copy of memory
+    ("own", (entries, entries …))                                       for each thread its own
+                                                                        entries, alike but for their
+                                                                        numbers; a barrier follows
 An argument is a number, or (number, stride, level) for what moves: with the turns of a loop, of
 which level 0 is the outermost of the list; with the first turn that a list is run with at level -1;
 with the start of the call that it is in at level "start".  Invariant: the numbers of a list depend
@@ -28,6 +31,7 @@ Mover = tuple[int, int]  # argument, stride
 
 # As runtime/native/pool.c has them.
 LAUNCH, LOOP, END, TEST, JUMP, CALL, RETURN, COPY = range(8)
+OWN = 1  # how a launch is shared out: each thread has all of its own
 
 
 @dataclass
@@ -36,9 +40,11 @@ class LaunchList:
 
     code: list[list[int]] = field(default_factory=list)
     arguments: list[int] = field(default_factory=list)
+    own: list[tuple[int, list[int]]] = field(default_factory=list)  # place, thread by thread
     movers: list[Mover] = field(default_factory=list)
     turns: list[tuple[int, int, int, int]] = field(default_factory=list)  # turn, place, at, stride
     notes: dict[int, Any] = field(default_factory=dict)  # by instruction
+    _alone: bool = False  # whether each thread does all items of a launch, which are its own
     _moving: list[list[Mover]] = field(default_factory=list)  # of the loops around
     _started: list[Mover] = field(default_factory=list)  # of the call at work
     _made: dict[Hashable, int] = field(default_factory=dict)  # the number of what is called
@@ -71,11 +77,14 @@ class LaunchList:
             self.code[instruction][1] = at
             self.code[instruction][3:5] = [first, count]
 
-    def tables(self) -> tuple[Table, Table, Table]:
-        """Instructions, arguments and movers."""
+    def tables(self, threads: int) -> tuple[Table, Table, Table]:
+        """Instructions, arguments of each thread, and movers."""
         code = np.array(self.code, np.int64).reshape(-1, 8)
         movers = np.array(self.movers, np.int64).reshape(-1, 2)
-        return code, np.array(self.arguments, np.int64), movers
+        arguments = np.tile(np.array(self.arguments, np.int64), (threads, 1))
+        for place, numbers in self.own:
+            arguments[:, place] = numbers
+        return code, arguments, movers
 
     def add(self, entries: Sequence[Any]) -> None:
         for entry in entries:
@@ -94,10 +103,14 @@ class LaunchList:
     def _launch(
         self, kernel: int, items: int, grain: int, arguments: Sequence[Any], note: Any = None
     ) -> None:
-        if items <= 0:
+        if self._alone:
+            first = self._given([*arguments, items])
+            at = self._emit(LAUNCH, kernel, first, len(self.arguments) - 1, grain, 0, OWN)
+        elif items <= 0:
             return
-        first = self._given(arguments)
-        at = self._emit(LAUNCH, kernel, first, items, grain, 1)
+        else:
+            first = self._given(arguments)
+            at = self._emit(LAUNCH, kernel, first, items, grain, 1)
         if note is not None:
             self.notes[at] = note
 
@@ -126,6 +139,24 @@ class LaunchList:
         self.code[at][3:6] = [len(self.movers), len(own), len(self.code)]
         self.movers.extend(own)
         self._emit(END, at)
+
+    def _own(self, threads: Sequence[Sequence[Any]]) -> None:
+        """The entries of the first thread; what the others have other numbers for is noted."""
+        self._alone = True
+        first = len(self.arguments)
+        self.add(threads[0])
+        self._alone = False
+        mine = self.arguments[first:]
+        others = [mine]
+        for entries in threads[1:]:
+            other = LaunchList(_alone=True, _moving=[[] for _ in self._moving])
+            other.add(entries)
+            assert len(other.arguments) == len(mine), "threads run the same launches"
+            others.append(other.arguments)
+        for i, numbers in enumerate(zip(*others, strict=True)):
+            if any(n != numbers[0] for n in numbers):
+                self.own.append((first + i, list(numbers)))
+        self._emit(LAUNCH, 0, 0, 0, 1, 1)  # nothing but a barrier
 
     def _if(self, flag: Any, then: Sequence[Any], otherwise: Sequence[Any]) -> None:
         test = self._emit(TEST, self._given([flag]))

@@ -5,6 +5,7 @@ Invariant: what is bound for one size holds numbers alone; the kernels are the s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from retrograde.compiler.errors import DataError
 from retrograde.compiler.ops.segments import segments
 from retrograde.compiler.plan.revolve import checkpoints
 
+FEW = 2  # rows a thread, below which it is better to share out launches
 ROWS = 64  # of a block of a product: its part of the left operand stays in cache
 
 Entries = Sequence[Any]
@@ -52,6 +54,10 @@ class NativeSupport(Support):
 
     _memory: NativeMemory
 
+    def __init__(self, memory: NativeMemory, sizes: Sequence[int]) -> None:
+        super().__init__(memory, sizes)
+        self._sharers = memory.threads  # how many share out the items of the launches at work
+
     @property
     def address(self) -> int:
         return self._memory.address
@@ -59,7 +65,7 @@ class NativeSupport(Support):
     def native(self, entries: Entries) -> Callable[..., None]:
         """What runs a list, given the turns of the loops around it."""
         made = LaunchList.of(entries)
-        run = self._memory.sequence(*made.tables())
+        run = self._memory.sequence(*made.tables(self._memory.threads))
         turns, notes = made.turns, made.notes
 
         def start(*given: int) -> None:
@@ -68,6 +74,19 @@ class NativeSupport(Support):
             self.guarded(run, notes)
 
         return start
+
+    def split(
+        self, batch: int, own: Callable[[int, int], Entries], shared: Callable[[], Entries]
+    ) -> list[Any]:
+        """A loop whose rows the threads share out, or whose launches where there are too few."""
+        threads = self._memory.threads
+        if threads == 1 or batch < FEW * threads:
+            return list(shared())
+        borders = [batch * t // threads for t in range(threads + 1)]
+        self._sharers = 1
+        entries = [own(a, b - a) for a, b in itertools.pairwise(borders)]
+        self._sharers = threads
+        return [("own", tuple(entries))]
 
     def guarded(self, run: Callable[[], None], notes: dict[int, Any]) -> None:
         """Runs a list; what a kernel refuses is told as the op's reference tells it."""
@@ -146,9 +165,9 @@ class NativeSupport(Support):
         places: tuple[int, ...], sizes: tuple[int, ...],
     ) -> tuple[Any, ...]:  # fmt: skip
         """The launch of a product, cut so that the threads have equal parts."""
-        threads, across = self._memory.threads, -(-columns // self._memory.panels[dtype])
+        threads, across = self._sharers, -(-columns // self._memory.panels[dtype])
         if rows <= 0 or columns <= 0:
-            return kernel, 0, 1, ()
+            return kernel, 0, 1, (*places, 1, 1, *sizes)
         down = -(-rows // ROWS)
         if batch * down % threads:  # as many blocks as the threads share out evenly
             down = -(-down // threads) * threads
@@ -202,7 +221,7 @@ class _Ragged:
         self._known = {
             rows: row for rows, row in zip(counts, made.code, strict=False) if row[0] == CALL
         }
-        self._code, arguments, movers = made.tables()
+        self._code, arguments, movers = made.tables(self._memory.threads)
         self._run = self._memory.sequence(self._code, arguments, movers)
 
 

@@ -16,17 +16,17 @@ from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import Attrs, Graph
 
 _TAKEN = re.compile(
-    r"memory|m|at|bytes|rt|xp|run|bind|support|range|float|len|start|rows|turn"
+    r"memory|m|at|bytes|rt|xp|run|bind|support|range|float|len|start|rows|first|turn"
     r"|(?:v|c|f|i|x|y|t|tiles|part|parts|turns|live|run)\d+"
 )
-_ROWS = "__rows__"  # the first rows of a batch, in the turn of a ragged loop
+_OWN = {"__rows__": "rows", "__first__": "first"}  # which rows of a batch a turn runs
 
 
 class Spelling:
     """The text of sizes, given the names of all symbols."""
 
     def __init__(self, symbols: Sequence[str]) -> None:
-        self._renamed: dict[str, str] = {_ROWS: "rows"}
+        self._renamed: dict[str, str] = dict(_OWN)
         used = set(symbols)
         for name in symbols:
             if _TAKEN.fullmatch(name):

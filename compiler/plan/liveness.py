@@ -23,6 +23,7 @@ from retrograde.compiler.plan.steps import (
     WhileStep,
     inside,
     reads,
+    walk_all,
     writes,
 )
 from retrograde.compiler.plan.views import Operand, Storage, View, new_view
@@ -70,7 +71,18 @@ def analyse(schedule: Schedule, inplace: bool = True) -> tuple[Schedule, Livenes
     if inplace:
         for position, step, _ in walk(schedule.steps):
             _share(liveness, step, position)
+    for position, step, end in walk(schedule.steps):
+        if isinstance(step, LoopStep) and step.split is not None:
+            _keep_apart(liveness, step, Life(position, end))
     return schedule, liveness
+
+
+def _keep_apart(liveness: Liveness, loop: LoopStep, life: Life) -> None:
+    """Threads that share out the rows of a loop do not wait for each other: while one writes its
+    rows of a buffer, another may be at any other step, so none may lie where another one does."""
+    for step in walk_all(loop.body):
+        for view in writes(step):
+            _extend(liveness.lives, liveness.home(view.storage), life)
 
 
 def walk(steps: Sequence[Step], start: int = 0) -> Iterator[tuple[int, Step, int]]:

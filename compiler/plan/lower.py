@@ -21,7 +21,7 @@ from retrograde.compiler.ops.window import extent
 from retrograde.compiler.plan.fused import lower_fused, lower_rows
 from retrograde.compiler.plan.lower_segments import lower_replay, lower_sweep
 from retrograde.compiler.plan.matmul import matrices
-from retrograde.compiler.plan.rowwise import with_rows
+from retrograde.compiler.plan.rowwise import with_rows, with_split
 from retrograde.compiler.plan.steps import (
     BranchStep,
     CopyStep,
@@ -67,8 +67,11 @@ def lower(graph: Graph, threads: int = 1, native: bool = False) -> Schedule:
             if dims.decide_le(lower, upper) is not True:
                 lowering.checks.append(SizeCheck(lower, upper, what))
     outputs = tuple(lowering.places[v] for v in graph.outputs)
+    steps = with_rows(lowering.steps)
+    if native:
+        steps = with_split(steps)
     return Schedule(
-        graph.name, with_rows(lowering.steps), inputs, outputs, graph.aliases,
+        graph.name, steps, inputs, outputs, graph.aliases,
         tuple(lowering.checks), tuple(lowering.merged),
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from retrograde.compiler.ir.dims import Dim, same
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.plan.lanes import Lane, aligned, lanes, shifted
 from retrograde.compiler.plan.steps import (
+    FIRST,
     ROWS,
     BranchStep,
     CopyStep,
@@ -25,16 +26,15 @@ from retrograde.compiler.plan.steps import (
     LoopStep,
     MatmulStep,
     OpStep,
-    ReplayStep,
     Rows,
     Step,
-    SweepStep,
     WhileStep,
     inside,
     reads,
+    replaced_runs,
     writes,
 )
-from retrograde.compiler.plan.views import Operand, Storage, View
+from retrograde.compiler.plan.views import Operand, Storage, Turn, View
 
 Pairs = Sequence[tuple[Operand, View]]
 _Operand = TypeVar("_Operand", View, Operand)
@@ -63,6 +63,48 @@ def with_rows(steps: Sequence[Step]) -> tuple[Step, ...]:
     )
 
 
+def with_split(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps, each loop among them (or in them) with `split` where threads can share its rows
+    out: then a thread runs all turns on its own rows, and waits for nobody."""
+    found = {loop: _on_own_rows(loop) for step in steps for loop in _outermost(step)}
+    if not any(found.values()):
+        return tuple(steps)
+    return tuple(_divided(step, found) for step in steps)
+
+
+def _outermost(step: Step) -> Iterator[LoopStep]:
+    """The loops that a step is or holds, without those within loops, and without ragged ones."""
+    if isinstance(step, LoopStep):
+        if step.mask is None:
+            yield step
+        return
+    for run in inside(step):
+        for inner in run:
+            yield from _outermost(inner)
+
+
+def _divided(step: Step, found: dict[LoopStep, Rows | None]) -> Step:
+    if isinstance(step, LoopStep):
+        return replace(step, split=found.get(step))
+    runs = inside(step)
+    if not runs:
+        return step
+    changed = [tuple(_divided(inner, found) for inner in run) for run in runs]
+    return replaced_runs(step, changed)
+
+
+def _on_own_rows(loop: LoopStep) -> Rows | None:
+    """The turn of `loop` on some of the rows of a carry, the first for which it has one."""
+    for _, place in loop.carries:
+        if not place.shape or same(place.shape[0], 1):
+            continue
+        try:
+            return _Turn(loop, place, FIRST).cut()
+        except _Crossing:
+            continue
+    return None
+
+
 def _ragged(step: Step) -> Iterator[LoopStep]:
     """The ragged loops that a step is or holds."""
     if isinstance(step, LoopStep) and step.mask is not None:
@@ -78,17 +120,7 @@ def _rebuilt(step: Step, found: dict[LoopStep, Rows | None]) -> Step:
 
     if isinstance(step, LoopStep):
         return replace(step, body=run(step.body), rows=found.get(step))
-    if isinstance(step, BranchStep):
-        return replace(step, then=run(step.then), otherwise=run(step.otherwise))
-    if isinstance(step, WhileStep):
-        return replace(step, condition=run(step.condition), body=run(step.body))
-    if isinstance(step, SweepStep):
-        return replace(step, advance=run(step.advance), ahead=run(step.ahead))
-    if isinstance(step, ReplayStep):
-        return replace(
-            step, advance=run(step.advance), again=run(step.again), retreat=run(step.retreat)
-        )
-    return step
+    return replaced_runs(step, [run(steps) for steps in inside(step)])
 
 
 def _on_rows(loop: LoopStep) -> Rows | None:
@@ -119,8 +151,9 @@ class _Unit(NamedTuple):
 class _Turn:
     """One loop: where rows lie, and its steps cut down to them."""
 
-    def __init__(self, loop: LoopStep, mask: View) -> None:
+    def __init__(self, loop: LoopStep, mask: View, first: Dim = 0) -> None:
         self.loop = loop
+        self.first = first
         self.batch = mask.shape[0]
         self.strides: dict[Storage, Dim] = {mask.storage: mask.strides[0]}
         units = list(_units(loop))
@@ -171,6 +204,7 @@ class _Turn:
             tuple(map(self._copy, loop.updates)),
             stacked,
             tuple(self._axis(place) for _, place in loop.stacked),
+            self.batch,
         )
 
     def _may_have_rows(self, place: View) -> bool:
@@ -206,11 +240,21 @@ class _Turn:
             if i in rowed and not same(self._inner(view, axis) or 0, inner):
                 raise _Crossing
             if i in rowed or same(view.shape[axis], self.batch * inner):
-                view = _first_rows(view, axis, inner)
+                view = self._rows(view, axis, inner)
             elif not same(view.shape[axis], 1):
                 raise _Crossing
             out.append(view)
         return out[:first], [v for v in out[first:] if isinstance(v, View)], (lane, inner)
+
+    def _rows(self, view: View, axis: int, inner: Dim) -> View:
+        """The rows from the first on."""
+        shape = tuple(inner * ROWS if a == axis else d for a, d in enumerate(view.shape))
+        ahead = self.first * inner * view.strides[axis]
+        if isinstance(view, Turn):
+            assert view.stacked is not None
+            stacked = replace(view.stacked, offset=view.stacked.offset + ahead)
+            return replace(view, shape=shape, offset=view.offset + ahead, stacked=stacked)
+        return replace(view, shape=shape, offset=view.offset + ahead)
 
     def _lane(self, unit: _Unit, views: Sequence[Operand], rowed: list[int]) -> tuple[int, Dim]:
         """The lane along which the rows lie, which must be one that keeps them apart."""
@@ -282,11 +326,6 @@ class _Turn:
             body=tuple(map(self._step, step.body)),
             updates=tuple(map(self._copy, step.updates)),
         )
-
-
-def _first_rows(view: View, axis: int, inner: Dim) -> View:
-    shape = tuple(inner * ROWS if a == axis else d for a, d in enumerate(view.shape))
-    return replace(view, shape=shape)
 
 
 # --- what a turn consists of

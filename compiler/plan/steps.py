@@ -7,7 +7,7 @@ already say where everything lies, so a printer only has to spell the steps.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.dims_poly import of_atom
@@ -113,6 +113,7 @@ class LoopStep:
     direct: tuple[View, ...] = ()
     turns: object = None
     rows: Rows | None = None  # of a ragged loop that can leave rows out
+    split: Rows | None = None  # of a loop whose rows threads can share out, for all of its turns
 
     @property
     def mask(self) -> View | None:
@@ -131,10 +132,13 @@ class Rows:
     updates: tuple[tuple[Operand, View], ...]
     stacked: tuple[tuple[Operand, View], ...]
     axes: tuple[int | None, ...]  # the axis of each stacked result that holds the batch
+    batch: Dim = 0  # how many rows there are in all
 
 
-# How many rows a turn runs, spelled `rows` in generated code.  No size of a user's has this name.
+# How many rows a turn runs, spelled `rows` in generated code, and the first of them where threads
+# share them out, spelled `first`.  No size of a user's has these names.
 ROWS = of_atom(Symbol("__rows__"))
+FIRST = of_atom(Symbol("__first__", 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,6 +245,21 @@ def inside(step: Step) -> tuple[tuple[Step, ...], ...]:
     if isinstance(step, ReplayStep):
         return step.advance, step.again, step.retreat
     return ()
+
+
+def replaced_runs(step: Step, runs: Sequence[tuple[Step, ...]]) -> Step:
+    """A step with other runs of steps in it, in the order of `inside`."""
+    if isinstance(step, LoopStep):
+        return replace(step, body=runs[0])
+    if isinstance(step, BranchStep):
+        return replace(step, then=runs[0], otherwise=runs[1])
+    if isinstance(step, WhileStep):
+        return replace(step, condition=runs[0], body=runs[1])
+    if isinstance(step, SweepStep):
+        return replace(step, advance=runs[0], ahead=runs[1])
+    if isinstance(step, ReplayStep):
+        return replace(step, advance=runs[0], again=runs[1], retreat=runs[2])
+    return step
 
 
 def walk_all(steps: Iterable[Step]) -> Iterator[Step]:

@@ -36,9 +36,10 @@ class _Sequence:
     def __init__(
         self, threads: Pool, code: Table, kernels: Table, arguments: Table, movers: Table
     ) -> None:
-        self.origin = table(threads.threads, max(len(arguments), 1))
-        self.origin[:, : len(arguments)] = arguments
-        self.work = table(threads.threads, max(len(arguments), 1))
+        count = arguments.shape[1]
+        self.origin = table(threads.threads, max(count, 1))
+        self.origin[:, :count] = arguments
+        self.work = table(threads.threads, max(count, 1))
         self.work[...] = self.origin
         self.run = threads.bind(code, kernels, self.origin, self.work, movers)
 
