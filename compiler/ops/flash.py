@@ -169,8 +169,9 @@ class _Rows:
         x = self.extras.get(name)
         if x is None:
             return None
-        x = np.broadcast_to(x, (self.batch, self.heads, self.queries, self.keys))
-        return x[b, :, rows, columns]
+        whole = np.broadcast_to(x, (self.batch, self.heads, self.queries, self.keys))
+        part: Array = whole[b, :, rows, columns]
+        return part
 
     def stays(self, b: int, rows: slice, columns: slice) -> Array | None:
         """What each weight [heads, n, m] is multiplied by; None without dropout."""
@@ -185,7 +186,8 @@ class _Rows:
         words = np.stack(bits).reshape(self.heads, count, self.keys)[:, :, columns]
         unit = (words >> 8).astype(np.float32) * np.float32(2.0**-24)
         wide_type = self.q.dtype.type
-        return np.where(unit < np.float32(keep), wide_type(1.0 / keep), wide_type(0.0))
+        out: Array = np.where(unit < np.float32(keep), wide_type(1.0 / keep), wide_type(0.0))
+        return out
 
     def stacked(self, x: Array) -> Array:
         """[heads, n, …] with the heads that share keys on each other: [key heads, group n, …]."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.dims import Dim
-from retrograde.compiler.ir.expr import Expr, as_expr, cast, dim_number, zeros
+from retrograde.compiler.ir.expr import Expr, as_expr, cast, zeros
 from retrograde.compiler.ir.graph import Attrs, TensorType
 from retrograde.compiler.ir.op import unbroadcast
 from retrograde.compiler.ir.registry import lookup
@@ -99,7 +99,8 @@ def _scores(attrs: Attrs, q: Expr, k: Expr, extras: Mapping[str, Expr]) -> Expr:
         scores = scores + widened(extras["bias"])
     for closed in _tests(attrs, scores, extras):
         scores = where(closed, scores, -math.inf)
-    return scores
+    out: Expr = scores
+    return out
 
 
 def _places(size: Dim, rank: int, axis: int) -> Expr:
@@ -131,7 +132,7 @@ def _tests(attrs: Attrs, scores: Expr, extras: Mapping[str, Expr]) -> list[Expr]
 
 
 def _number(size: Dim) -> Expr:
-    return cast(as_expr(size) if isinstance(size, int) else dim_number(size), dtypes.i32)
+    return cast(as_expr(size), dtypes.i32)
 
 
 def _stays(attrs: Attrs, scores: Expr, extras: Mapping[str, Expr]) -> Expr | None:
