@@ -239,16 +239,15 @@ RG_INLINE rg_at_tile rg_at_products(rg_at_tile a, const f32 *x, i64 row_step, i6
     return a;
 }
 
-/* to[row][...] += the tile of sums. */
+/* to[row][...] += the tile of sums.  The sums start from zero: what a long row adds up to is then a
+ * sum of sums, whose error does not grow with the number of its terms. */
 RG_INLINE void rg_at_accumulate(f32 *to, i64 to_step, const f32 *x, i64 row_step, i64 depth_step,
                                 const f32 *lanes, i64 lane_step, i64 depth, const int R,
                                 const int N) {
     rg_at_tile a = rg_at_blank();
-#define RG_AT_DO(i) a.r##i = rg_at_load(to + i * to_step, N)
-    RG_AT_ROWS(R, RG_AT_DO);
-#undef RG_AT_DO
     a = rg_at_products(a, x, row_step, depth_step, lanes, lane_step, depth, R, N);
-#define RG_AT_DO(i) rg_at_store(to + i * to_step, a.r##i, N)
+#define RG_AT_DO(i) \
+    rg_at_store(to + i * to_step, rg_at_row_add(a.r##i, rg_at_load(to + i * to_step, N), N), N)
     RG_AT_ROWS(R, RG_AT_DO);
 #undef RG_AT_DO
 }

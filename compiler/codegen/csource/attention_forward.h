@@ -67,13 +67,13 @@ static void rg_at_scores(f32 *to, const f32 *k, i64 step, const rg_at_strip *s, 
 /* scores := 2^(scores - top); sums += their columns. */
 #define RG_AT_POWERS(N) \
     static void rg_at_powers##N(f32 *scores, i64 n, const f32 *top, f32 *sums) { \
-        rg_at_row m = rg_at_load(top, N), l = rg_at_load(sums, N); \
+        rg_at_row m = rg_at_load(top, N), l = rg_at_all(0.0f); \
         for (i64 j = 0; j < n; j++) { \
             rg_at_row s = rg_at_row_power(rg_at_load(scores + j * RG_AT_Q, N), m, N); \
             l = rg_at_row_add(l, s, N); \
             rg_at_store(scores + j * RG_AT_Q, s, N); \
         } \
-        rg_at_store(sums, l, N); \
+        rg_at_store(sums, rg_at_row_add(l, rg_at_load(sums, N), N), N); \
     }
 RG_AT_POWERS(1)
 #if RG_AT_N == 4
