@@ -91,8 +91,16 @@ RG_INLINE f32 rg_at_number(i64 bits) {
 #define RG_AT_HOLD(x) (void)(x)
 #endif
 
+#if defined(__has_builtin) && (defined(__FMA__) || defined(__ARM_FEATURE_FMA))
+#if __has_builtin(__builtin_elementwise_fma)
+#define RG_AT_HAS_FMA
+#endif
+#endif
+
 RG_INLINE rg_at_v rg_at_fma(rg_at_v a, rg_at_v b, rg_at_v c) {
-#if defined(__AVX512F__)
+#if defined(RG_AT_HAS_FMA)
+    return __builtin_elementwise_fma(a, b, c);
+#elif defined(__AVX512F__)
     return __builtin_ia32_vfmaddps512_mask(a, b, c, (u16)-1, 4);
 #elif defined(__AVX2__) && defined(__FMA__)
     return __builtin_ia32_vfmaddps256(a, b, c);
