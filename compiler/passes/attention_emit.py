@@ -20,7 +20,8 @@ from retrograde.compiler.ops.composite import reshaped, row_sum
 from retrograde.compiler.ops.declare import where
 from retrograde.compiler.ops.flash import EXTRAS
 from retrograde.compiler.passes.attention_masks import Side
-from retrograde.compiler.passes.attention_match import Match, Operand
+from retrograde.compiler.passes.attention_match import Match
+from retrograde.compiler.passes.attention_operands import Operand
 
 _FAR = 1 << 30  # lengths beyond it are as good as it
 

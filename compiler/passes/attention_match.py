@@ -13,29 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from retrograde.compiler.ir import dims, dtypes
-from retrograde.compiler.ir.dims import Dim
-from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
+from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ops.attention import scale_of
 from retrograde.compiler.ops.contract import free_axes
 from retrograde.compiler.passes.attention_masks import MaskReader, Predicates, constant_of
+from retrograde.compiler.passes.attention_operands import Operand, before_repeat
 
 CLOSED = -1e4  # a score that counts as minus infinity
 
 
 class Refused(Exception):
     """Why something that looks like attention is left as it is."""
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A value whose axes, in the order `perm`, are (lead…, time, width)."""
-
-    value: Value
-    perm: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[Dim, ...]:
-        return tuple(self.value.shape[i] for i in self.perm)
 
 
 @dataclass(frozen=True)
@@ -359,47 +347,10 @@ class Matcher:
     def _sharing(self, match: Match) -> Match:
         """Keys and values as they were before they were repeated for several heads."""
         if match.batch == 2 and len(match.q.perm) == 4:
-            k, v = self._before_repeat(match.k), self._before_repeat(match.v)
+            k, v = (before_repeat(x, self.producers) for x in (match.k, match.v))
             if dims.same(k.shape[1], v.shape[1]):
                 match.k, match.v = k, v
         return match
-
-    def _before_repeat(self, x: Operand) -> Operand:
-        """[batch, heads, time, width] -> [batch, key heads, time, width]."""
-        found = x
-        while (node := self._by(x.value, "transpose", "broadcast_to", "reshape")) is not None:
-            inner, at = node.inputs[0], x.perm[1]
-            if node.op.name == "transpose":
-                x = Operand(inner, tuple(node.attrs["perm"][i] for i in x.perm))
-            elif node.op.name == "broadcast_to":
-                if not self._only_at(inner.shape, node.output.shape, at):
-                    break
-                found = x = Operand(inner, x.perm)
-            else:  # each head several times: a new axis, stretched, and merged
-                stretched = self._by(inner, "broadcast_to")
-                apart = self._by(stretched.inputs[0], "reshape") if stretched else None
-                if stretched is None or apart is None:
-                    break
-                base, wide = apart.inputs[0], inner.shape
-                new = (*base.shape[: at + 1], 1, *base.shape[at + 1 :])
-                merged = (*wide[:at], wide[at] * wide[at + 1], *wide[at + 2 :])
-                fits = (
-                    base.type.ndim == x.value.type.ndim
-                    and same_shape(apart.output.shape, new)
-                    and same_shape(x.value.shape, merged)
-                    and self._only_at(new, wide, at + 1)
-                )
-                if not fits:
-                    break
-                found = x = Operand(base, x.perm)
-        return found
-
-    def _only_at(self, inner: Sequence[Dim], outer: Sequence[Dim], at: int) -> bool:
-        """Whether one axis alone was stretched."""
-        return len(inner) == len(outer) and all(
-            dims.same(a, 1) if i == at else dims.same(a, b)
-            for i, (a, b) in enumerate(zip(inner, outer, strict=True))
-        )
 
     def _check_private(self, end: Node) -> None:
         """Scores and weights that something else reads have to be there whole."""
