@@ -351,6 +351,8 @@ _BY_NAME: dict[str, _Rule] = {
     "remat_call": _call,
     "custom_call": _call,
     "scan": _scan,
+    "flash_attention": _composite,
+    "flash_attention_grad": _composite,
 }
 _BY_KIND: dict[Kind, _Rule] = {
     Kind.ELEMENTWISE: _elementwise,

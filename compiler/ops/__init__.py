@@ -12,6 +12,7 @@ from retrograde.compiler.ops import (  # noqa: F401  # each registers its ops
     create,
     cumulative,
     elementwise,
+    flash,
     index,
     logic,
     mark,

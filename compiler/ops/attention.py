@@ -54,7 +54,8 @@ def _infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...
     return (TensorType(q.dtype, (*q.shape[:-1], v.shape[-1])),)
 
 
-def _scale(attrs: Attrs, width: Dim) -> float:
+def scale_of(attrs: Attrs, width: Dim) -> float:
+    """The factor of the scores: the attribute, or 1/sqrt(width)."""
     if attrs["scale"] is not None:
         return float(attrs["scale"])
     if not isinstance(width, int):
@@ -64,7 +65,7 @@ def _scale(attrs: Attrs, width: Dim) -> float:
 
 def _evaluate(attrs: Attrs, q: Array, k: Array, v: Array, *mask: Array) -> Array:
     wq, wk, wv = (widened_array(x) for x in (q, k, v))
-    scores = np.matmul(wq, wk.swapaxes(-1, -2)) * wq.dtype.type(_scale(attrs, q.shape[-1]))
+    scores = np.matmul(wq, wk.swapaxes(-1, -2)) * wq.dtype.type(scale_of(attrs, q.shape[-1]))
     queries, keys = scores.shape[-2:]
     allowed: Array = np.ones((queries, keys), bool)
     if attrs["causal"]:
@@ -93,7 +94,7 @@ def _decompose(attrs: Attrs, q: Expr, k: Expr, v: Expr, *mask: Expr) -> Expr:
     last = q.ndim - 1
     lead = tuple(range(last - 1))
     scores = dot_general(widened(q), widened(k), contract=((last,), (last,)), batch=(lead, lead))
-    scores = scores * _scale(attrs, q.shape[-1])  # grouped with the softmax; a scaled q is kept
+    scores = scores * scale_of(attrs, q.shape[-1])  # grouped with the softmax; a scaled q is kept
     allowed: Expr | None = _causal(q.shape[-2], k.shape[-2]) if attrs["causal"] else None
     for m in mask:
         allowed = m if allowed is None else lookup("logical_and")(allowed, m)

@@ -22,6 +22,7 @@ from retrograde.compiler.ir.graph import Graph, Node, Origin, TensorType, Value,
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.op import VjpContext, unbroadcast
 from retrograde.compiler.ir.registry import Kind, NotDifferentiable
+from retrograde.compiler.passes.attention import tiled_if_asked
 from retrograde.compiler.passes.expand import Expand
 from retrograde.compiler.passes.notices import notice_unguarded_selects
 
@@ -34,7 +35,7 @@ class Backward:
     wrt: tuple[int, ...]
 
     def __call__(self, graph: Graph) -> Graph:
-        graph = Expand(differentiable=True)(graph)
+        graph = Expand(differentiable=True)(tiled_if_asked(graph))
         for i in (*self.of,):
             if not graph.outputs[i].dtype.is_float:
                 raise UnsupportedError(f"output {i} ({graph.outputs[i].type}) is not a float")

@@ -438,3 +438,35 @@ SAMPLES |= {
                causal=True),
     ],
 }  # fmt: skip
+
+
+def flash_calls(grad: bool) -> list[Sample]:
+    """Tiled attention: every extra, key heads that are shared."""
+
+    def call(heads: int, shared: int, *extras: Maker, **attrs: Any) -> Sample:
+        b, t, s, d, e = 2, 4, 5, 3, 6
+        rest = (normal(b, heads, t, e), normal(b, heads, t), normal(b, heads, t, e)) * grad
+        operands = (normal(b, heads, t, d), normal(b, shared, s, d), normal(b, shared, s, e))
+        return sample(*operands, *extras, *rest, **attrs)
+
+    def mask(rng: np.random.Generator) -> Array:
+        open_ = rng.uniform(size=(2, 1, 4, 5)) < 0.5
+        open_[..., 0] = True  # for each query one: of nothing the log-sum-exp is -inf
+        return np.asarray(open_)
+
+    def segments(n: int) -> Maker:
+        return lambda rng: (np.array([[0], [1]]) + np.arange(n) // 2 % 2).astype("int32")
+
+    words = integers(0, 2**32, 2, dtype="uint32")
+    return [
+        call(1, 1),
+        call(2, 2, high=1, low=-1, scale=0.7),
+        call(4, 2, integers(1, 6, 2), mask, extras=("lengths", "mask"), high=1),
+        call(3, 1, segments(4), segments(5), normal(1, 3, 1, 5),
+             extras=("query_segments", "key_segments", "bias")),
+        call(2, 1, words, integers(0, 9, dtype="int64"), extras=("drop_key", "drop_row"),
+             keep=0.75),
+    ]  # fmt: skip
+
+
+SAMPLES |= {"flash_attention": flash_calls(False), "flash_attention_grad": flash_calls(True)}

@@ -44,6 +44,8 @@ Array = npt.NDArray[Any]
 
 WITHOUT_RULE = {
     "debug_print": "prints in every step, in order",
+    "flash_attention": "its lengths, segments and dropped weights are those of one batch",
+    "flash_attention_grad": "likewise",
     "fused": "made after loops are done with",
     "random_bits": "one key draws one block of bits",
     "random_fold": "one key makes one key",
