@@ -25,6 +25,7 @@ from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.verify import verify
 from retrograde.compiler.ops.region import graph_cost
 from retrograde.compiler.ops.segments import segment_count
+from retrograde.compiler.passes.attention import TileAttention
 from retrograde.compiler.passes.cse import CSE
 from retrograde.compiler.passes.dce import DCE
 from retrograde.compiler.passes.expand import Expand
@@ -52,6 +53,8 @@ ALGEBRA: tuple[Stage, ...] = (
     ("fold", Fold()),
     ("cse", CSE()),
 )
+# What compiled kernels do whole.
+NATIVE: tuple[Stage, ...] = (("attention", TileAttention()),)
 LOOPS: tuple[Stage, ...] = (("sink", SinkScan()), ("hoist", HoistScan()))
 END: tuple[Stage, ...] = (
     ("cse-again", CSE()),
@@ -144,7 +147,7 @@ def _compile(graph: Graph, options: Options | None) -> CompiledGraph:
     symbols = tuple(graph.symbols()[name] for name in sorted(graph.symbols()))
     stages = {"trace": graph}
     _check(graph, "trace", options)
-    stages |= _staged(graph, ALGEBRA, options)
+    stages |= _staged(graph, (*NATIVE, *ALGEBRA) if options.native else ALGEBRA, options)
     start = stages[ALGEBRA[-1][0]]
     truncated = tuple(truncation(start))
     made: list[CompiledRecipe] = []

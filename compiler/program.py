@@ -17,11 +17,12 @@ from retrograde.compiler.ir.location import where
 from retrograde.compiler.plan.bounds import PeakForm
 from retrograde.compiler.plan.choice import Choice, choose
 from retrograde.compiler.plan.memory import Buffer, lower_bound
-from retrograde.compiler.plan.recipe import Recipe
+from retrograde.compiler.plan.recipe import KernelFile, Recipe
 from retrograde.compiler.plan.specs import BufferSpec, Port
 
 __all__ = [
-    "BufferSpec", "Choice", "MemoryPlan", "Peak", "PlacedBuffer", "Port", "Program", "Recipe",
+    "BufferSpec", "Choice", "KernelFile", "MemoryPlan", "Peak", "PlacedBuffer", "Port", "Program",
+    "Recipe",
 ]  # fmt: skip
 
 _KEPT = 256  # sizes whose choice is remembered

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from retrograde import tree
-from retrograde.captures import snapshot
+from retrograde.captures import Captures, snapshot
 from retrograde.compiler.errors import UnsupportedError
 from retrograde.compiler.ir.location import where
 from retrograde.execution import (
@@ -20,6 +20,7 @@ from retrograde.execution import (
     checked_budget,
     refuse_unbuilt,
     runnable,
+    tracing_for,
 )
 from retrograde.explained import Explained
 from retrograde.traces import Declared, checked_at
@@ -63,11 +64,15 @@ class Compiled(Explained):
         self._backend = backend
         self._threads = threads
         self._lock = threading.Lock()
-        self._traced, self._captures = declared.trace()
+        self._traced, self._captures = self._trace()
         symbols = self._traced.graph.symbols()
         self._at = checked_at(at, symbols)
         self._budget = checked_budget(budget, self._at, symbols)
         self._run = self._compiled(self._traced)
+
+    def _trace(self) -> tuple[Traced, Captures]:
+        with tracing_for(self._backend):
+            return self._declared.trace()
 
     def _compiled(self, traced: Traced) -> Runnable:
         return runnable(traced.graph, self._at, self._backend, self._threads, self._budget)
@@ -90,7 +95,7 @@ class Compiled(Explained):
         """The program and the captured arrays of this moment; traced anew where that is due."""
         found = self._captures.current(snapshot(self._declared.fn))
         if found is None:
-            traced, captures = self._declared.trace()
+            traced, captures = self._trace()
             same = traced.graph.text() == self._traced.graph.text()
             self._captures = captures.after(self._captures, same)
             if not same:

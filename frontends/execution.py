@@ -14,8 +14,9 @@ from retrograde.compiler.errors import DataError, DeviceError, UnsupportedError
 from retrograde.compiler.ir.dims import Symbol
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.location import where
+from retrograde.compiler.passes.attention import tiled
 from retrograde.compiler.pipeline import Options, compile_graph
-from retrograde.runtime.device import get_device
+from retrograde.runtime.device import default_name, get_device
 from retrograde.runtime.executable import Executable
 from retrograde.specs import size_of
 
@@ -79,6 +80,15 @@ def checked_backend(backend: str) -> str:
             f"{where()}unknown backend {backend!r}: use 'auto', 'native', 'numpy' or 'cupy'"
         )
     return backend
+
+
+def tracing_for(backend: str) -> AbstractContextManager[Any]:
+    """While a function is traced for `backend`: what that backend has kernels of its own for is
+    recognised before it is differentiated."""
+    name = checked_backend(backend)
+    if name == "auto":
+        name = default_name()
+    return tiled() if name == "native" else nullcontext()
 
 
 def checked_threads(threads: int | None) -> int | None:

@@ -30,7 +30,7 @@ from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.graph import TensorType, same_type
 from retrograde.compiler.ir.location import where
 from retrograde.eager_mode import EagerTracer, array_of
-from retrograde.execution import Runnable, runnable
+from retrograde.execution import Runnable, runnable, tracing_for
 from retrograde.tracing import (
     Traced,
     argument_names,
@@ -291,7 +291,8 @@ class Jit:
             return self._call(*args, **kwargs)
 
         self.traces += 1
-        traced = trace_root(name_of(self.__wrapped__), types, names, call.weak, run)
+        with tracing_for("auto"):
+            traced = trace_root(name_of(self.__wrapped__), types, names, call.weak, run)
         return _Program(
             tuple(types), traced, captures(now, traced.captured), self._compile(traced, call)
         )

@@ -36,6 +36,7 @@ from retrograde.execution import (
     checked_budget,
     refuse_unbuilt,
     runnable,
+    tracing_for,
 )
 from retrograde.explained import Explained
 from retrograde.runtime.training import checkpoint
@@ -133,13 +134,17 @@ class TrainStep(Diagnosed, Explained):
             loss, optimizer, self._structure, trained, arrays, state, state_structure,
             [*names, *moments, STEP], batch, clip_norm, truncate,
         )  # fmt: skip
-        self._traced = trace_step(self._parts)
+        self._traced = self._trace()
         symbols = self._traced.graph.symbols()
         self._at = checked_at(at, symbols)
         self._budget = checked_budget(budget, self._at, symbols)
         self._run = self._compiled(self._traced)
         self._last = dict(self._at)
         self._run.executable.set_state([*params, *state, np.zeros((), np.int64)])
+
+    def _trace(self) -> TracedStep:
+        with tracing_for(self._backend):
+            return trace_step(self._parts)
 
     def _compiled(self, traced: TracedStep) -> Runnable:
         return runnable(traced.graph, self._at, self._backend, self._threads, self._budget)
@@ -201,7 +206,7 @@ class TrainStep(Diagnosed, Explained):
         found = self._traced.captures.current(snapshot(self._parts.loss))
         if found is not None:
             return found
-        traced = trace_step(self._parts)
+        traced = self._trace()
         same = traced.graph.text() == self._traced.graph.text()
         traced = replace(traced, captures=traced.captures.after(self._traced.captures, same))
         if not same:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from retrograde.compiler.errors import DeviceError
+from retrograde.compiler.program import KernelFile
 from retrograde.runtime.protocol import Bound, HostArray
 from retrograde.runtime.source import bind_of
 
@@ -62,7 +63,7 @@ class CupyDevice:
     def copy_arena(self, source: CupyArena, target: CupyArena, bytes: int) -> None:
         target.memory[:bytes] = source.memory[:bytes]
 
-    def load(self, source: str, file: str, kernels: Sequence[str]) -> Callable[..., Bound]:
+    def load(self, source: str, file: str, kernels: Sequence[KernelFile]) -> Callable[..., Bound]:
         return bind_of(source, file)
 
     def bind(self, bind: Callable[..., Bound], arena: CupyArena, *arguments: Any) -> Bound:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from retrograde.compiler.program import KernelFile
 from retrograde.runtime.protocol import Bound, HostArray
 from retrograde.runtime.source import bind_of
 
@@ -58,7 +59,7 @@ class NumpyDevice:
     def copy_arena(self, source: NumpyArena, target: NumpyArena, bytes: int) -> None:
         target.map[:bytes] = source.map[:bytes]
 
-    def load(self, source: str, file: str, kernels: Sequence[str]) -> Callable[..., Bound]:
+    def load(self, source: str, file: str, kernels: Sequence[KernelFile]) -> Callable[..., Bound]:
         return bind_of(source, file)
 
     def bind(self, bind: Callable[..., Bound], arena: NumpyArena, *arguments: Any) -> Bound:

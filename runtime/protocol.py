@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from retrograde.compiler.program import KernelFile
+
 HostArray = npt.NDArray[Any]
 Bound = tuple[Callable[[], None], list[Any], list[Any]]  # run, views of inputs, of outputs
 
@@ -41,7 +43,7 @@ class Device(Protocol):
         """Copies the first `bytes` (the state) from one arena to another."""
         ...
 
-    def load(self, source: str, file: str, kernels: Sequence[str]) -> Callable[..., Bound]:
+    def load(self, source: str, file: str, kernels: Sequence[KernelFile]) -> Callable[..., Bound]:
         """The `bind` of a generated source; `kernels` is what a compiler makes its kernels of."""
         ...
 

@@ -60,6 +60,7 @@ class Function:
     sizes: tuple[Dim, ...]
     items: Dim
     grain: int = 1
+    mixed: tuple[View | Dim, ...] = ()  # all arguments in their order, where places are among sizes
     share: Share | None = None  # how items follow from the machine, where `items` does not tell
 
 

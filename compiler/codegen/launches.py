@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from retrograde.compiler.codegen.c import Function, fill_function, row_function
+from retrograde.compiler.codegen.c_attention import attention_functions, gradient_functions
 from retrograde.compiler.codegen.c_index import gather_function, scatter_function
 from retrograde.compiler.codegen.c_matmul import matmul_function, pack_function
 from retrograde.compiler.codegen.c_reduce import reduce_function, total_functions
@@ -50,13 +51,19 @@ def launches(step: Step) -> list[Launch] | None:
         return None
     if step.node.op.kind is Kind.ELEMENTWISE:
         return [Launch(row_function(kernel_of(step)))]
+    if step.node.op.name in _FLASH:
+        views = [x for x in step.operands if isinstance(x, View)]
+        if not step.scratch or len(views) != len(step.operands):
+            return None
+        made = _FLASH[step.node.op.name](step.node, views, step.results, step.scratch[0])
+        return [Launch(f) for f in made]
     if step.scratch:
         views = [x for x in step.operands if isinstance(x, View)]
         (partials,) = step.scratch
         if len(views) == len(step.operands):
-            made = total_functions(step.node, views, step.results[0], partials)
-            if made is not None:
-                return [Launch(f) for f in made]
+            totals = total_functions(step.node, views, step.results[0], partials)
+            if totals is not None:
+                return [Launch(f) for f in totals]
     rule = _RULES.get(step.node.op.name)
     return None if rule is None else rule(step.node, step.operands, step.results)
 
@@ -125,6 +132,8 @@ def _iota(
         return None
     return [Launch(fill_function(results[0], node.attrs["size"], counts=True))]
 
+
+_FLASH = {"flash_attention": attention_functions, "flash_attention_grad": gradient_functions}
 
 Rule = Callable[[Node, Sequence[Operand], Sequence[View]], "list[Launch] | None"]
 _RULES: dict[str, Rule] = {

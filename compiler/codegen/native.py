@@ -19,6 +19,7 @@ from retrograde.compiler.codegen.numpy import INDENT, Printer, place_of, print_w
 from retrograde.compiler.codegen.ragged import live_lines
 from retrograde.compiler.ir import dims
 from retrograde.compiler.plan.liveness import Liveness
+from retrograde.compiler.plan.recipe import KernelFile
 from retrograde.compiler.plan.steps import (
     BranchStep,
     LoopStep,
@@ -35,6 +36,7 @@ from retrograde.compiler.plan.steps import (
 from retrograde.compiler.plan.views import Literal, Operand, Storage, Turn, View, turn_of
 
 FILE = 24  # kernels of one C file
+ATTENTION = ("base", "attention", "attention_masks", "attention_forward", "attention_backward")
 SHARED = "#define RG_GEMM_TILE RG_GEMM_SHARED\n"
 
 
@@ -43,7 +45,7 @@ class NativeText:
     """The Python that binds and runs, and the C that it launches."""
 
     source: str
-    kernels: tuple[str, ...]  # C files
+    kernels: tuple[KernelFile, ...]
 
 
 def print_native(
@@ -53,7 +55,7 @@ def print_native(
     """The sources of `schedule`, as codegen.numpy.print_schedule."""
     kernels = Kernels()
     source = print_with(NativePrinter, schedule, liveness, places, symbols, poison, kernels=kernels)
-    return NativeText(source, kernels.texts())
+    return NativeText(source, kernels.files())
 
 
 @dataclass
@@ -69,33 +71,37 @@ class Kernels:
             self.notes.setdefault(found, {})[note] = None
         return found
 
-    def texts(self) -> tuple[str, ...]:
-        """The C files, which compile side by side: products, which share their tiles, and the
-        others by the dozen."""
-        products = [n for text, n in self.numbers.items() if "rg_gemm_" in text]
-        others = [n for n in self.numbers.values() if n not in set(products)]
-        rows = [others[i : i + FILE] for i in range(0, len(others), FILE)]
-        files = [(SHARED, numbers) for numbers in ([products] if products else [])]
-        files += [("", numbers) for numbers in rows]
+    def files(self) -> tuple[KernelFile, ...]:
+        """The C files, which compile side by side: products, which share their tiles, attention,
+        and the others by the dozen."""
+        kinds: dict[str, list[int]] = {"gemm": [], "attention": [], "": []}
+        for text, number in self.numbers.items():
+            kind = next((k for k in kinds if k and f"rg_{k}_" in text), "")
+            kinds[kind].append(number)
+        rows = kinds.pop("")
+        files = [(kind, numbers) for kind, numbers in kinds.items() if numbers]
+        files += [("", rows[i : i + FILE]) for i in range(0, len(rows), FILE)]
         texts = {number: text for text, number in self.numbers.items()}
-        return tuple(self._file(head, numbers, texts) for head, numbers in files)
+        return tuple(self._file(kind, numbers, texts) for kind, numbers in files)
 
-    def _file(self, head: str, numbers: Sequence[int], texts: Mapping[int, str]) -> str:
-        pieces = [part("base"), part("math"), head + part("gemm")]
-        for number in numbers:
-            notes = list(self.notes.get(number, ()))
+    def _file(self, kind: str, numbers: Sequence[int], texts: Mapping[int, str]) -> KernelFile:
+        parts = ("base", "math", "gemm") if kind != "attention" else ATTENTION
+        pieces = [SHARED if kind == "gemm" else "", *map(part, parts)]
+        for place, number in enumerate(numbers):
+            notes = list(self.notes.get(number, ())) if kind != "attention" else []
             shown = [f"/* {note.replace('*/', '* /')} */" for note in notes[:4]]
             if len(notes) > 4:
                 shown.append(f"/* and {len(notes) - 4} more places */")
-            pieces.append("\n".join([*shown, texts[number].replace("@", f"k{number}", 1)]))
+            pieces.append("\n".join([*shown, texts[number].replace("@", f"k{place}", 1)]))
+        widths = "RG_NR_f32, RG_NR_f64" if "gemm" in parts else "0"
+        names = ", ".join(f"k{place}" for place in range(len(numbers)))
         pieces.append(
             f"const i64 rg_kernel_count = {len(numbers)};\n"
-            f"const i64 rg_kernel_numbers[] = {{{', '.join(map(str, numbers))}}};\n"
             "typedef i64 (*rg_kernel)(const i64 *a, i64 lo, i64 hi, i64 part);\n"
-            f"const rg_kernel rg_kernels[] = {{{', '.join(f'k{n}' for n in numbers)}}};\n"
-            "const i64 rg_panels[] = {RG_NR_f32, RG_NR_f64};"
+            f"const rg_kernel rg_kernels[] = {{{names}}};\n"
+            f"const i64 rg_panels[2] = {{{widths}}};"
         )
-        return "\n\n".join(pieces) + "\n"
+        return KernelFile("\n\n".join(pieces).lstrip() + "\n", tuple(numbers))
 
 
 @dataclass
@@ -112,7 +118,8 @@ class NativePrinter(Printer):
         lines: list[str] = []
         run: list[Step] = []
         for step in [*steps, None]:
-            if step is not None and self._native(step):
+            # A part is copied by a list only where the list runs the segments too.
+            if step is not None and self._native(step) and not isinstance(step, PartStep):
                 run.append(step)
                 continue
             if run:
@@ -179,6 +186,11 @@ class NativePrinter(Printer):
     def _entry(self, launch: Launch, place: str) -> str:
         f = launch.function
         number = self.kernels.number(f.text, place)
+        if f.mixed:
+            given = ", ".join(
+                self._address(x) if isinstance(x, View) else self.spell.size(x) for x in f.mixed
+            )
+            return f"({number}, {self.spell.size(f.items)}, {f.grain}, ({given},)),"
         where = ", ".join(self._address(v) for v in f.places)
         sizes = "".join(f", {self.spell.size(d)}" for d in f.sizes)
         checks = ""

@@ -215,7 +215,7 @@ class _Ragged:
         made = self._list = LaunchList()
         for rows in counts:
             made.add([("call", rows, partial(self._make, rows), 0)])
-        while len(made.code) < self._steps:
+        while len(made.code) <= self._steps:
             made.code.append([RETURN, *[0] * 7])
         made.finish()
         self._known = {

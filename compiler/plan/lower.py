@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same
+from retrograde.compiler.ir.dtypes import f32
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.ops.branch import BRANCHES
 from retrograde.compiler.ops.window import extent
+from retrograde.compiler.plan import flash
 from retrograde.compiler.plan.fused import lower_fused, lower_rows
 from retrograde.compiler.plan.lower_segments import lower_replay, lower_sweep
 from retrograde.compiler.plan.matmul import matrices
@@ -151,9 +153,32 @@ class Lowering:
             else self.view_of(v, node)
             for i, v in enumerate(node.inputs)
         )
+        if self.native and node.op.name in flash.OPS and node.outputs[0].dtype is f32:
+            self._flash(node)
+            return
         results = tuple(self.result(node, v) for v in node.outputs)
         space = self._partials(node) if self.native else ()
         self.steps.append(OpStep(node, operands, results, space))
+
+    def _flash(self, node: Node) -> None:
+        """Tiled attention, whose arrays have a unit stride along their last axis."""
+        operands = tuple(self._rowed(v, node) for v in node.inputs)
+        for v in node.outputs:
+            target = self.targets.get(v)
+            if target is not None and not _unit_stride(target):
+                del self.targets[v]
+        results = tuple(self.result(node, v) for v in node.outputs)
+        self.steps.append(
+            OpStep(node, operands, results, (flash.working_memory(node, self.threads),))
+        )
+
+    def _rowed(self, v: Value, node: Node) -> View:
+        view = self.view_of(v, node)
+        if _unit_stride(view):
+            return view
+        copy = new_view(TensorType(v.dtype, v.shape), "scratch", "packed operand", node.place)
+        self.steps.append(CopyStep(view, copy, "a unit stride is needed", node))
+        return copy
 
     def _partials(self, node: Node) -> tuple[View, ...]:
         """Working memory for the total of everything there is, which threads share out."""

@@ -10,12 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.plan.bounds import PeakForm, peak_terms
 from retrograde.compiler.plan.memory import Orientation
 from retrograde.compiler.plan.specs import BufferSpec
+
+
+class KernelFile(NamedTuple):
+    """A C file, and by which numbers a schedule launches its kernels, in their order."""
+
+    text: str
+    numbers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Recipe:
     buffers: tuple[BufferSpec, ...]  # state first, in the order of the donated inputs
     orientation: Orientation  # of the buffers that are not state
     source: str
-    kernels: tuple[str, ...] = ()  # the C files that a native schedule launches
+    kernels: tuple[KernelFile, ...] = ()  # what a native schedule launches
     work: Dim = 0
     slower: float = 1.0
     loops: tuple[TimeLoop, ...] = ()

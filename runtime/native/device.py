@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from retrograde.compiler.program import KernelFile
 from retrograde.runtime.native.pool import Fault, Pool, pool, table, thread_count
 from retrograde.runtime.native.toolchain import find_toolchain, load, shared_library
 from retrograde.runtime.numpy_device import NumpyArena, NumpyDevice
@@ -74,18 +75,18 @@ class NativeMemory:
 class Library:
     """The compiled kernels of a program, by their numbers."""
 
-    def __init__(self, loaded: Sequence[ctypes.CDLL]) -> None:
+    def __init__(
+        self, files: Sequence[KernelFile], loaded: Sequence[ctypes.CDLL]
+    ) -> None:
         self._loaded = loaded  # their functions live as long as they do
         found: dict[int, int] = {}
         self.panels: dict[str, int] = {}
-        for file in loaded:
-            count = ctypes.c_int64.in_dll(file, "rg_kernel_count").value
-            table = ctypes.c_int64 * count
-            numbers = table.in_dll(file, "rg_kernel_numbers")
-            found.update(zip(numbers, table.in_dll(file, "rg_kernels"), strict=True))
-            self.panels = dict(
-                zip(("f32", "f64"), (ctypes.c_int64 * 2).in_dll(file, "rg_panels"), strict=True)
-            )
+        for file, library in zip(files, loaded, strict=True):
+            table = ctypes.c_int64 * len(file.numbers)
+            found.update(zip(file.numbers, table.in_dll(library, "rg_kernels"), strict=True))
+            widths = (ctypes.c_int64 * 2).in_dll(library, "rg_panels")
+            if widths[0]:
+                self.panels = {"f32": widths[0], "f64": widths[1]}
         self.kernels = np.array([found[n] for n in range(len(found))], np.int64)
 
 
@@ -101,9 +102,9 @@ class NativeDevice(NumpyDevice):
     def allocate(self, bytes: int) -> NativeArena:
         return NativeArena(bytes)
 
-    def load(self, source: str, file: str, kernels: Sequence[str]) -> Callable[..., Bound]:
+    def load(self, source: str, file: str, kernels: Sequence[KernelFile]) -> Callable[..., Bound]:
         bind = super().load(source, file, kernels)
-        library = Library(_compiled(kernels))
+        library = Library(kernels, _compiled(kernels))
 
         def bound(arena: NativeArena, *arguments: Any) -> Bound:
             return bind(NativeMemory(arena, library, self._pool), *arguments)
@@ -111,12 +112,12 @@ class NativeDevice(NumpyDevice):
         return bound
 
 
-def _compiled(kernels: Sequence[str]) -> list[ctypes.CDLL]:
+def _compiled(kernels: Sequence[KernelFile]) -> list[ctypes.CDLL]:
     """The libraries of the C files, compiled as many at a time as there are processors."""
     toolchain = find_toolchain()
 
-    def made(source: str) -> ctypes.CDLL:
-        return load(shared_library(source, toolchain, name="kernels"))
+    def made(file: KernelFile) -> ctypes.CDLL:
+        return load(shared_library(file.text, toolchain, name="kernels"))
 
     if len(kernels) < 2:
         return list(map(made, kernels))

@@ -291,7 +291,7 @@ def test_drawings(tmp_path: Any) -> None:
 
 def test_what_is_not_built_says_so() -> None:
     x = rg.spec("f32", "B")
-    for options in ({"precision": "bf16"}, {"backend": "native"}):
+    for options in ({"precision": "bf16"},):
         with pytest.raises(UnsupportedError, match=r"test_jit\.py.*not in this release"):
             rg.compile(lambda x: x, x, **options)  # type: ignore[arg-type]
     with pytest.raises(rg.errors.DeviceError, match="gpu"):

@@ -393,7 +393,7 @@ def test_bad_models_and_losses_are_named() -> None:
 
 def test_what_is_not_built_says_so() -> None:
     for options in (
-        {"precision": "bf16"}, {"backend": "native"}, {"accumulate": 2},
+        {"precision": "bf16"}, {"accumulate": 2},
     ):  # fmt: skip
         with pytest.raises(UnsupportedError, match=r"test_training\.py.*not in this release"):
             make(**options)
