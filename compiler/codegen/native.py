@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from retrograde.compiler.codegen.c import row_function
+from retrograde.compiler.codegen.c_copy import copy_function
 from retrograde.compiler.codegen.csource import part
-from retrograde.compiler.codegen.kernel import copy_kernel
 from retrograde.compiler.codegen.launches import Launch, launches
 from retrograde.compiler.codegen.numpy import INDENT, Printer, place_of, print_with, whole_of
 from retrograde.compiler.codegen.ragged import live_lines
@@ -34,7 +33,7 @@ from retrograde.compiler.plan.steps import (
 )
 from retrograde.compiler.plan.views import Literal, Operand, Storage, Turn, View, turn_of
 
-PARTS = ("base", "math", "gemm")
+PARTS = ("base", "math", "gemm", "random")
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ class NativePrinter(Printer):
         where = ", ".join(self._address(v) for v in f.places)
         sizes = "".join(f", {self.spell.size(d)}" for d in f.sizes)
         checks = ""
-        if launch.checks:
+        if launch.checks or launch.refuses:
             axes = "".join(
                 f"({axis}, {self.spell.size(v.shape[axis])}), " for axis, v in launch.checks
             )
@@ -322,7 +321,7 @@ class NativePrinter(Printer):
 
     def _copies(self, pairs: Sequence[tuple[Operand, View]], pad: str) -> list[str]:
         return [
-            pad + self._entry(Launch(row_function(copy_kernel(x, place))), "")
+            pad + self._entry(Launch(copy_function(x, place)), "")
             for x, place in pairs
         ]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same
+from retrograde.compiler.ir.dtypes import f32
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.ops.branch import BRANCHES
@@ -153,7 +154,11 @@ class Lowering:
         self.steps.append(OpStep(node, operands, results, space))
 
     def _partials(self, node: Node) -> tuple[View, ...]:
-        """Working memory for the total of everything there is, which threads share out."""
+        """Working memory for the total of everything there is, which threads share out, and for
+        halves that are added up in f32."""
+        if node.op.name == "scatter_add" and node.output.dtype.is_float:
+            half = node.output.dtype.bytes == 2
+            return (scratch(node.output.type.size, f32, node.place),) if half else ()
         if node.op.name not in _TOTALS or node.output.dtype.bytes < 4:
             return ()
         size = node.inputs[0].type.size
