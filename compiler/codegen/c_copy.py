@@ -21,9 +21,9 @@ def copy_function(x: Operand, y: View) -> Function:
         axes = axes_of([x.broadcast(y.shape), y], range(len(y.shape)))
         down = [axis for axis in axes if same(axis.strides[0], 1)]
         along = [axis for axis in axes if same(axis.strides[1], 1)]
-        if down and along and down[0] is not along[0]:
-            if not any(_short(axis.extent) for axis in (down[0], along[0])):
-                return _across(x, y, axes, down[0], along[0])
+        apart = down and along and down[0] is not along[0]
+        if apart and not any(_short(axis.extent) for axis in (down[0], along[0])):
+            return _across(x, y, axes, down[0], along[0])
     return row_function(copy_kernel(x, y))
 
 

@@ -1,5 +1,5 @@
-"""Reductions in C: along rows as a kernel over rows, over other axes as totals; and the total of all
-there is, in slices that threads share out.
+"""Reductions in C: along rows as a kernel over rows, over other axes as totals; and the total of
+all there is, in slices that threads share out.
 
 Invariant: what is added up in which order follows from the sizes alone.
 """
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from retrograde.compiler.codegen.c import HEAD, Function, folded, identity, joined, row_function
+from retrograde.compiler.codegen.c import Function, folded, identity, joined, row_function
 from retrograde.compiler.codegen.c_space import COLUMNS, Text, axes_of, size_of
 from retrograde.compiler.codegen.c_total import total_function
-from retrograde.compiler.codegen.cstyle import memory_type
+from retrograde.compiler.codegen.cstyle import memory_type, product
 from retrograde.compiler.codegen.kernel import reduce_kernel
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same
@@ -48,48 +48,46 @@ def empty_function(extents: Sequence[Dim], axes: Sequence[int]) -> Function:
 def total_functions(
     node: Node, operands: Sequence[View], out: View, partials: View
 ) -> list[Function] | None:
-    """The total of one array, or of the products of two: slices, then the slices in order."""
-    if not all(v.contiguous for v in operands):
+    """The total of one array, or of the products of two: slices, then the slices in order.  None
+    where the elements of an array do not lie one stride apart."""
+    count: Dim = dims.product(operands[0].shape)
+    flat = [v.reshaped((count,)) for v in operands]
+    lines = [v for v in flat if v is not None]
+    if len(lines) < len(flat):
         return None
     kind, source = memory_type(out.dtype), memory_type(operands[0].dtype)
-    count: Dim = dims.product(operands[0].shape)
-    pointers = [f"  const {source} *const x{i} = (void *)a[{i}];" for i in range(len(operands))]
-    after = len(operands)
-    value = " * ".join(f"x{i}[i + l]" for i in range(after))
-    lane = joined(node, "s[l]", f"({value})")
-    first = "\n".join([
-        HEAD,
-        *pointers,
-        f"  {kind} *const y = (void *)a[{after}];",
-        f"  const i64 n = a[{after + 1}];",
-        "  for (i64 t = lo; t < hi; t++) {",
-        f"    const i64 end = rg_min(n, (t + 1) * {SLICE});",
-        f"    {kind} s[{COLUMNS}];",
-        f"    for (int l = 0; l < {COLUMNS}; l++) s[l] = {identity(node)};",
-        f"    i64 i = t * {SLICE};",
-        f"    for (; i + {COLUMNS} <= end; i += {COLUMNS})",
-        f"      for (int l = 0; l < {COLUMNS}; l++) s[l] = {lane};",
-        f"    for (i64 l = 0; l < end - i; l++) s[l] = {lane};",
-        *folded(node, "s", COLUMNS, "    "),
-        "    y[t] = s[0];",
-        "  }",
-        "  return RG_OK;",
+    text, after = Text(), len(operands)
+    for i in range(after):
+        text.add("  ", f"const {source} *const x{i} = (void *)a[{i}];")
+    elements = [
+        f"x{i}[{product('(i + l)', text.size(v.strides[0]))}]" for i, v in enumerate(lines)
+    ]
+    lane = joined(node, "s[l]", f"({' * '.join(elements)})")
+    text.add(
+        "  ", f"{kind} *const y = (void *)a[{after}];", f"const i64 n = {text.size(count)};",
+        "for (i64 t = lo; t < hi; t++) {",
+        f"  const i64 end = rg_min(n, (t + 1) * {SLICE});",
+        f"  {kind} s[{COLUMNS}];",
+        f"  for (int l = 0; l < {COLUMNS}; l++) s[l] = {identity(node)};",
+        f"  i64 i = t * {SLICE};",
+        f"  for (; i + {COLUMNS} <= end; i += {COLUMNS})",
+        f"    for (int l = 0; l < {COLUMNS}; l++) s[l] = {lane};",
+        f"  for (i64 l = 0; l < end - i; l++) s[l] = {lane};",
+        *folded(node, "s", COLUMNS, "  "),
+        "  y[t] = s[0];",
         "}",
-    ])  # fmt: skip
-    second = "\n".join([
-        HEAD,
-        f"  const {kind} *const x = (void *)a[0];",
-        f"  {kind} *const y = (void *)a[1];",
-        f"  {kind} s = {identity(node)};",
-        f"  for (i64 i = 0; i < a[2]; i++) s = {joined(node, 's', 'x[i]')};",
-        "  y[0] = s;",
-        "  return RG_OK;",
-        "}",
-    ])  # fmt: skip
+    )  # fmt: skip
     slices = dims.ceil_div(count, SLICE)
+    second = Text()
+    second.add(
+        "  ", f"const {kind} *const x = (void *)a[0];", f"{kind} *const y = (void *)a[1];",
+        f"{kind} s = {identity(node)};",
+        f"for (i64 i = 0; i < {second.size(slices)}; i++) s = {joined(node, 's', 'x[i]')};",
+        "y[0] = s;",
+    )  # fmt: skip
     return [
-        Function(first, (*operands, partials), (count,), slices),
-        Function(second, (partials, out), (slices,), 1),
+        text.function((*lines, partials), slices),
+        second.function((partials, out), 1),
     ]
 
 

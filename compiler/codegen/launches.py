@@ -212,7 +212,7 @@ def _views(step: OpStep) -> list[View]:
     return found
 
 
-_RULES: dict[str, Callable[[OpStep], "list[Launch] | None"]] = {
+_RULES: dict[str, Callable[[OpStep], list[Launch] | None]] = {
     "sum": _reduction, "prod": _reduction, "max": _reduction, "min": _reduction,
     "any": _reduction, "all": _reduction, "argmax": _place, "argmin": _place,
     "cumsum": _run, "cumprod": _run, "cummax": _run, "cummin": _run, "linear_recurrence": _run,

@@ -176,7 +176,8 @@ class NativePrinter(Printer):
             )
             checks = f", ({place!r}, {launch.wrap}, {axes})"
         if f.share is None:
-            return f"({number}, {self.spell.size(f.items)}, {f.grain}, ({where}{sizes},){checks}),"
+            given = f"({(where + sizes).removeprefix(', ')},)"
+            return f"({number}, {self.spell.size(f.items)}, {f.grain}, {given}{checks}),"
         s = f.share
         cut = f"{s.dtype.name!r}, " + ", ".join(map(self.spell.size, (s.batch, s.rows, s.columns)))
         return f"rt.{s.what}({number}, {cut}, ({where},), ({sizes[2:]}{',' if sizes else ''})),"
