@@ -50,6 +50,7 @@ def print_native(
 ) -> NativeText:  # fmt: skip
     """The sources of `schedule`, as codegen.numpy.print_schedule."""
     kernels = Kernels()
+    kernels.number(POISON, "")  # whether it is used or not: one library for both
     source = print_with(NativePrinter, schedule, liveness, places, symbols, poison, kernels=kernels)
     return NativeText(source, kernels.text(schedule.name))
 

@@ -135,11 +135,15 @@ def elementwise(dtype: DType) -> Calls:
         flag = calls.input(numbers(dtypes.bool_), dtypes.bool_, N, M)
         for name in ELEMENTWISE:
             arity = len((SAMPLES.get(name) or MORE[name])[0].makers)
+            if lookup(name).promotion == "float" and not dtype.is_float:
+                continue  # a cast, and then the op of floats
             if name == "select":
                 calls.call(name, name, flag, x["plain"], y["transposed"])
                 calls.call(name, name, flag, x["stretched"], y["flipped"])
             elif arity == 1:
                 calls.call(name, name, x["plain"])
+            elif name == "pow" and dtype.kind == "int":  # NumPy refuses negative powers
+                calls.call(name, name, x["plain"], op("abs", y["plain"]))
             else:
                 calls.call(name, name, x["plain"], y["plain"])
         for way in ("transposed", "sliced", "flipped", "stretched"):
@@ -149,15 +153,18 @@ def elementwise(dtype: DType) -> Calls:
     return calls.finish()
 
 
-def casts(dtype: DType) -> Calls:
-    calls = Calls(f"casts_{dtype}")
+def casts() -> Calls:
+    """Every type to every type, and arrays that sizes make."""
+    calls = Calls("casts")
     with calls.builder:
-        x = calls.input(numbers(dtype), dtype, N, M)
-        for other in TYPES:
-            if other[0] != "u" or not dtype.is_float:  # a negative float has no unsigned integer
-                calls.call(f"cast to {other}", "cast", x, dtype=dtypes.dtype(other))
-            calls.call(f"iota {other}", "iota", size=N + M, dtype=dtypes.dtype(other))
-            calls.call(f"size {other}", "dim_value", size=M, dtype=dtypes.dtype(other))
+        for dtype in map(dtypes.dtype, TYPES):
+            x = calls.input(numbers(dtype), dtype, N, M)
+            for other in TYPES:  # but for a negative float, which has no unsigned integer
+                if other != dtype.name and (other[0] != "u" or not dtype.is_float):
+                    to = dtypes.dtype(other)
+                    calls.call(f"cast {dtype} to {other}", "cast", x, dtype=to)
+            calls.call(f"iota {dtype}", "iota", size=N + M, dtype=dtype)
+            calls.call(f"size {dtype}", "dim_value", size=M, dtype=dtype)
     return calls.finish()
 
 
