@@ -18,6 +18,7 @@ from retrograde.compiler.codegen.cstyle import (
     memory_type,
     product,
     register_type,
+    rounded,
     store,
 )
 from retrograde.compiler.codegen.kernel import Array, RowKernel
@@ -36,7 +37,7 @@ HEAD = "static i64 @(const i64 *a, i64 lo, i64 hi, i64 part) {"
 # How a total begins, goes on with one element, and the op that joins two lanes.
 _TOTALS = {
     "sum": "add", "row_dot": "add", "dot_general": "add", "prod": "mul",
-    "max": "maximum", "min": "minimum",
+    "max": "maximum", "min": "minimum", "any": "add", "all": "mul",
 }  # fmt: skip
 
 
@@ -73,15 +74,19 @@ def fill_function(out: View, size: Dim, counts: bool) -> Function:
     """The function that writes a size everywhere, or with `counts` 0, 1 … below it."""
     kind, held = memory_type(out.dtype), register_type(out.dtype)
     value = f"({held})" + ("i" if counts else "a[1]")
+    stride = Extents()
+    place = product("i", stride(out.strides[0])) if counts else "i"
+    steps = [f"  const i64 n{i} = a[{1 + i}];" for i in range(len(stride.open))]
     text = "\n".join([
         HEAD,
+        *steps,
         f"  {kind} *const y = (void *)a[0];",
-        f"  for (i64 i = lo; i < hi; i++) y[i] = {store(out.dtype, value)};",
+        f"  for (i64 i = lo; i < hi; i++) y[{place}] = {store(out.dtype, value)};",
         "  return RG_OK;",
         "}",
     ])  # fmt: skip
     items: Dim = size if counts else dims.product(out.shape)
-    return Function(text, (out,), () if counts else (size,), items, GRAIN)
+    return Function(text, (out,), tuple(stride.open) if counts else (size,), items, GRAIN)
 
 
 @dataclass
@@ -233,7 +238,8 @@ class _Rows:
         ]
         for name, node in lanes:
             lines += folded(node, name, LANES, pad)
-            lines.append(self._define(node.output, f"{name}[0]", pad))
+            total = rounded(node.output.dtype, f"{name}[0]")
+            lines.append(self._define(node.output, total, pad))
         return lines
 
     def _elements(self, sweep: Sweep, stores: Sequence[int], pad: str) -> list[str]:
@@ -298,7 +304,7 @@ def identity(node: Node) -> str:
     dtype, name = node.output.dtype, node.op.name
     if _TOTALS[name] == "add":
         return literal(0, dtype)
-    if name == "prod":
+    if name in ("prod", "all"):
         return literal(1, dtype)
     low = name == "max"
     if dtype.is_float:

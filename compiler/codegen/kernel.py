@@ -80,6 +80,17 @@ def copy_kernel(operand: Operand, result: View) -> RowKernel:
     return _kernel(body, result.shape, (operand,), (result,), sweeps)
 
 
+def cast_kernel(node: Node, operand: View, result: View) -> RowKernel:
+    """The kernel of `result[...] = operand` in another type, on behalf of `node`."""
+    v = Value(next_id(), TensorType(operand.dtype, result.shape))
+    y = Value(next_id(), TensorType(result.dtype, result.shape))
+    attrs = {"dtype": result.dtype}
+    made = replace(node, op=lookup("cast"), inputs=(v,), attrs=attrs, outputs=(y,))
+    body = Graph("cast", (v,), (made,), (y,))
+    sweeps = sweeps_of(body, (*result.shape, 1), (result,))
+    return _kernel(body, result.shape, (operand,), (result,), sweeps)
+
+
 def reduce_kernel(node: Node, x: View, out: View) -> RowKernel:
     """The kernel of a reduction of `x`, [rows, n], to `out`, [rows, 1]."""
     source = Value(next_id(), TensorType(x.dtype, x.shape))

@@ -7,15 +7,21 @@ a step without launches is left to the NumPy printer, so every op runs on every 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retrograde.compiler.codegen.c import Function, fill_function, row_function
 from retrograde.compiler.codegen.c_attention import attention_functions, gradient_functions
-from retrograde.compiler.codegen.c_index import gather_function, scatter_function
+from retrograde.compiler.codegen.c_copy import copy_function
+from retrograde.compiler.codegen.c_index import check_function, gather_function, scatter_function
 from retrograde.compiler.codegen.c_matmul import matmul_function, pack_function
-from retrograde.compiler.codegen.c_reduce import reduce_function, total_functions
-from retrograde.compiler.codegen.kernel import column_kernel, copy_kernel, kernel_of
-from retrograde.compiler.ir.graph import Node
+from retrograde.compiler.codegen.c_random import bits_function, fold_function
+from retrograde.compiler.codegen.c_reduce import empty_function, reduce_function, total_functions
+from retrograde.compiler.codegen.c_run import place_function, run_function
+from retrograde.compiler.codegen.c_total import contraction_function, total_function
+from retrograde.compiler.codegen.kernel import cast_kernel, column_kernel, kernel_of
+from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.graph import Graph, Node
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.plan.steps import (
     CopyStep,
@@ -25,7 +31,7 @@ from retrograde.compiler.plan.steps import (
     PackStep,
     Step,
 )
-from retrograde.compiler.plan.views import Literal, Operand, View
+from retrograde.compiler.plan.views import Literal, Operand, View, row_major
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,15 @@ class Launch:
     function: Function
     checks: tuple[tuple[int, View], ...] = ()  # (axis, array) that an index may be too large for
     wrap: bool = True  # whether indices below 0 count from the end
+    refuses: bool = False  # whether it may fail for another reason
 
 
 def launches(step: Step) -> list[Launch] | None:
     """The launches of a step that holds no others."""
-    if isinstance(step, (FusedStep, CopyStep)):
-        return [Launch(row_function(kernel_of(step)))]
+    if isinstance(step, CopyStep):
+        return [Launch(copy_function(step.operand, step.result))]
+    if isinstance(step, FusedStep):
+        return [*_extremes(step), Launch(row_function(kernel_of(step)))]
     if isinstance(step, PackStep):
         return [Launch(pack_function(step))]
     if isinstance(step, MatmulStep):
@@ -51,93 +60,175 @@ def launches(step: Step) -> list[Launch] | None:
         return None
     if step.node.op.kind is Kind.ELEMENTWISE:
         return [Launch(row_function(kernel_of(step)))]
-    if step.node.op.name in _FLASH:
-        views = [x for x in step.operands if isinstance(x, View)]
-        if not step.scratch or len(views) != len(step.operands):
-            return None
-        made = _FLASH[step.node.op.name](step.node, views, step.results, step.scratch[0])
-        return [Launch(f) for f in made]
-    if step.scratch:
-        views = [x for x in step.operands if isinstance(x, View)]
-        (partials,) = step.scratch
-        if len(views) == len(step.operands):
-            totals = total_functions(step.node, views, step.results[0], partials)
-            if totals is not None:
-                return [Launch(f) for f in totals]
-    rule = _RULES.get(step.node.op.name)
-    return None if rule is None else rule(step.node, step.operands, step.results)
-
-
-def _reduction(
-    node: Node, operands: Sequence[Operand], results: Sequence[View]
-) -> list[Launch] | None:
-    found = reduce_function(node, operands[0], results[0])
-    return None if found is None else [Launch(found)]
+    found = _RULES.get(step.node.op.name)
+    return None if found is None else found(step)
 
 
 def _copied(operand: Operand, result: View) -> list[Launch]:
     """The copy of operand to result, unless it lies there."""
-    return [] if result.equals(operand) else [Launch(row_function(copy_kernel(operand, result)))]
+    return [] if result.equals(operand) else [Launch(copy_function(operand, result))]
 
 
-def _gather(
-    node: Node, operands: Sequence[Operand], results: Sequence[View]
-) -> list[Launch] | None:
-    x, *indices = operands
-    found = gather_function(node, x, indices, results[0])
-    if found is None:
-        return None
-    assert isinstance(x, View)
+# --- reductions and runs
+
+
+def _reduction(step: OpStep) -> list[Launch]:
+    x = _views(step)[0]
+    checks = _nonempty(step.node, x)
+    if step.scratch:
+        made = total_functions(step.node, [x], step.results[0], step.scratch[0])
+        if made is not None:
+            return [*checks, *map(Launch, made)]
+    return [*checks, Launch(reduce_function(step.node, x, step.results[0]))]
+
+
+def _contraction(step: OpStep) -> list[Launch]:
+    views = _views(step)
+    if step.scratch:
+        made = total_functions(step.node, views, step.results[0], step.scratch[0])
+        if made is not None:
+            return list(map(Launch, made))
+    return [Launch(contraction_function(step.node, *views, step.results[0]))]
+
+
+def _row_dot(step: OpStep) -> list[Launch]:
+    a, b = _views(step)
+    kept = range(len(a.shape) - 1)
+    (out,) = step.results
+    result = replace(out, shape=out.shape[:-1], strides=out.strides[:-1])
+    found = total_function(step.node, [a, b.broadcast(a.shape)], kept, [len(kept)], result)
+    return [Launch(found)]
+
+
+def _run(step: OpStep) -> list[Launch]:
+    return [Launch(run_function(step.node, _views(step), step.results[0]))]
+
+
+def _place(step: OpStep) -> list[Launch]:
+    x, axis = _views(step)[0], step.node.attrs["axis"]
+    found = place_function(step.node, x, step.results[0])
+    return [*_refusal([axis], [x.shape[axis]]), Launch(found)]
+
+
+def _nonempty(node: Node, x: View) -> list[Launch]:
+    if node.op.name not in ("max", "min"):
+        return []
+    axes = node.attrs["axes"]
+    return _refusal(axes, [x.shape[a] for a in axes])
+
+
+def _extremes(step: FusedStep) -> list[Launch]:
+    """What refuses rows without elements, where the region has the largest or smallest of them."""
+    body: Graph = step.node.attrs["body"]
+    if not any(n.op.name in ("max", "min") for n in body.nodes):
+        return []
+    return _refusal([len(step.shape) - 1], [step.shape[-1]])
+
+
+def _refusal(axes: Sequence[int], extents: Sequence[Dim]) -> list[Launch]:
+    doubtful = [
+        (axis, d)
+        for axis, d in zip(axes, extents, strict=True)
+        if dims.decide_le(1, d) is not True
+    ]
+    if not doubtful:
+        return []
+    open_axes, sizes = zip(*doubtful, strict=True)
+    return [Launch(empty_function(sizes, open_axes), refuses=True)]
+
+
+# --- places that come from data
+
+
+def _gather(step: OpStep) -> list[Launch]:
+    x, *indices = _views(step)
+    found = gather_function(step.node, x, indices, step.results[0])
+    return [_checked(step.node, x, indices), Launch(found)]
+
+
+def _scatter(step: OpStep) -> list[Launch]:
+    x, updates, *indices = step.operands
+    places = [i for i in indices if isinstance(i, View)]
+    (out,) = step.results
+    check = _checked(step.node, out, places)
+    if not step.scratch:
+        found = scatter_function(step.node, updates, places, out)
+        return [check, *_copied(x, out), Launch(found)]
+    # f16 and bf16 are added up in f32, and rounded once.
+    wide = replace(step.scratch[0], shape=out.shape, strides=row_major(out.shape))
+    found = scatter_function(step.node, updates, places, wide)
+    there = Launch(row_function(cast_kernel(step.node, x, wide)))
+    back = Launch(row_function(cast_kernel(step.node, wide, out)))
+    return [check, there, Launch(found), back]
+
+
+def _checked(node: Node, x: View, indices: Sequence[View]) -> Launch:
     checks = tuple((axis, x) for axis in node.attrs["axes"])
-    return [Launch(found, checks, node.attrs["wrap"])]
+    return Launch(check_function(node, x, indices), checks, node.attrs["wrap"])
 
 
-def _scatter(
-    node: Node, operands: Sequence[Operand], results: Sequence[View]
-) -> list[Launch] | None:
-    x, updates, *indices = operands
-    found = scatter_function(node, updates, indices, results[0])
-    if found is None:
-        return None
-    checks = tuple((axis, results[0]) for axis in node.attrs["axes"])
-    return [*_copied(x, results[0]), Launch(found, checks, node.attrs["wrap"])]
+# --- windows, creation, random bits
 
 
-def _set_slice(node: Node, operands: Sequence[Operand], results: Sequence[View]) -> list[Launch]:
-    x, y = operands
-    (out,) = results
+def _set_slice(step: OpStep) -> list[Launch]:
+    x, y = step.operands
+    (out,) = step.results
     assert isinstance(y, View)
-    attrs = node.attrs
+    attrs = step.node.attrs
     window = out.sliced(attrs["start"], attrs["step"], y.shape)
     return [*_copied(x, out), *_copied(y, window)]
 
 
-def _pad(node: Node, operands: Sequence[Operand], results: Sequence[View]) -> list[Launch]:
-    (x,), (out,) = operands, results
+def _pad(step: OpStep) -> list[Launch]:
+    (x,), (out,) = step.operands, step.results
     assert isinstance(x, View)
-    attrs = node.attrs
+    attrs = step.node.attrs
     window = out.sliced(attrs["low"], tuple(k + 1 for k in attrs["interior"]), x.shape)
     fill = Literal(attrs["value"], out.dtype)
     return [*_copied(fill, out), *_copied(x, window)]
 
 
-def _filled(node: Node, operands: Sequence[Operand], results: Sequence[View]) -> list[Launch]:
-    return [Launch(fill_function(results[0], node.attrs["size"], counts=False))]
+def _filled(step: OpStep) -> list[Launch]:
+    return [Launch(fill_function(step.results[0], step.node.attrs["size"], counts=False))]
 
 
-def _iota(
-    node: Node, operands: Sequence[Operand], results: Sequence[View]
-) -> list[Launch] | None:
-    if not results[0].contiguous or results[0].dtype.bytes < 4:
+def _iota(step: OpStep) -> list[Launch]:
+    return [Launch(fill_function(step.results[0], step.node.attrs["size"], counts=True))]
+
+
+def _bits(step: OpStep) -> list[Launch] | None:
+    key, row = _views(step)
+    found = bits_function(key, row, step.results[0])
+    return None if found is None else [Launch(found)]
+
+
+def _fold(step: OpStep) -> list[Launch]:
+    key, data = _views(step)
+    return [Launch(fold_function(key, data, step.results[0]))]
+
+
+def _views(step: OpStep) -> list[View]:
+    found = [x for x in step.operands if isinstance(x, View)]
+    assert len(found) == len(step.operands)
+    return found
+
+
+def _attention(step: OpStep) -> list[Launch] | None:
+    """Tiled attention, where lowering gave it working memory: in f32."""
+    if not step.scratch:
         return None
-    return [Launch(fill_function(results[0], node.attrs["size"], counts=True))]
+    forward = step.node.op.name == "flash_attention"
+    make = attention_functions if forward else gradient_functions
+    return [Launch(f) for f in make(step.node, _views(step), step.results, step.scratch[0])]
 
 
-_FLASH = {"flash_attention": attention_functions, "flash_attention_grad": gradient_functions}
-
-Rule = Callable[[Node, Sequence[Operand], Sequence[View]], "list[Launch] | None"]
-_RULES: dict[str, Rule] = {
-    "sum": _reduction, "max": _reduction, "min": _reduction, "prod": _reduction,
-    "row_dot": _reduction, "gather": _gather, "scatter_add": _scatter, "set_slice": _set_slice,
-    "pad": _pad, "dim_value": _filled, "iota": _iota,
+_RULES: dict[str, Callable[[OpStep], list[Launch] | None]] = {
+    "sum": _reduction, "prod": _reduction, "max": _reduction, "min": _reduction,
+    "any": _reduction, "all": _reduction, "argmax": _place, "argmin": _place,
+    "cumsum": _run, "cumprod": _run, "cummax": _run, "cummin": _run, "linear_recurrence": _run,
+    "row_dot": _row_dot, "dot_general": _contraction,
+    "gather": _gather, "scatter_add": _scatter, "scatter_set": _scatter,
+    "set_slice": _set_slice, "pad": _pad, "dim_value": _filled, "iota": _iota,
+    "random_bits": _bits, "random_fold": _fold,
+    "flash_attention": _attention, "flash_attention_grad": _attention,
 }  # fmt: skip

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from retrograde.compiler.codegen.c import row_function
+from retrograde.compiler.codegen.c_copy import copy_function
 from retrograde.compiler.codegen.csource import part
-from retrograde.compiler.codegen.kernel import copy_kernel
 from retrograde.compiler.codegen.launches import Launch, launches
 from retrograde.compiler.codegen.numpy import INDENT, Printer, place_of, print_with, whole_of
 from retrograde.compiler.codegen.ragged import live_lines
@@ -54,6 +53,7 @@ def print_native(
 ) -> NativeText:  # fmt: skip
     """The sources of `schedule`, as codegen.numpy.print_schedule."""
     kernels = Kernels()
+    kernels.number(POISON, "")  # whether it is used or not: one library for both
     source = print_with(NativePrinter, schedule, liveness, places, symbols, poison, kernels=kernels)
     return NativeText(source, kernels.files())
 
@@ -85,7 +85,7 @@ class Kernels:
         return tuple(self._file(kind, numbers, texts) for kind, numbers in files)
 
     def _file(self, kind: str, numbers: Sequence[int], texts: Mapping[int, str]) -> KernelFile:
-        parts = ("base", "math", "gemm") if kind != "attention" else ATTENTION
+        parts = ("base", "math", "gemm", "random") if kind != "attention" else ATTENTION
         pieces = [SHARED if kind == "gemm" else "", *map(part, parts)]
         for place, number in enumerate(numbers):
             notes = list(self.notes.get(number, ())) if kind != "attention" else []
@@ -194,13 +194,14 @@ class NativePrinter(Printer):
         where = ", ".join(self._address(v) for v in f.places)
         sizes = "".join(f", {self.spell.size(d)}" for d in f.sizes)
         checks = ""
-        if launch.checks:
+        if launch.checks or launch.refuses:
             axes = "".join(
                 f"({axis}, {self.spell.size(v.shape[axis])}), " for axis, v in launch.checks
             )
             checks = f", ({place!r}, {launch.wrap}, {axes})"
         if f.share is None:
-            return f"({number}, {self.spell.size(f.items)}, {f.grain}, ({where}{sizes},){checks}),"
+            given = f"({(where + sizes).removeprefix(', ')},)"
+            return f"({number}, {self.spell.size(f.items)}, {f.grain}, {given}{checks}),"
         s = f.share
         cut = f"{s.dtype.name!r}, " + ", ".join(map(self.spell.size, (s.batch, s.rows, s.columns)))
         return f"rt.{s.what}({number}, {cut}, ({where},), ({sizes[2:]}{',' if sizes else ''})),"
@@ -355,7 +356,7 @@ class NativePrinter(Printer):
 
     def _copies(self, pairs: Sequence[tuple[Operand, View]], pad: str) -> list[str]:
         return [
-            pad + self._entry(Launch(row_function(copy_kernel(x, place))), "")
+            pad + self._entry(Launch(copy_function(x, place)), "")
             for x, place in pairs
         ]
 

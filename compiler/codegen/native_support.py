@@ -20,6 +20,8 @@ from retrograde.compiler.plan.revolve import checkpoints
 FEW = 2  # rows a thread, below which it is better to share out launches
 ROWS = 64  # of a block of a product: its part of the left operand stays in cache
 
+_EMPTY = 2  # a fault of kernels: an extreme of no elements
+
 Entries = Sequence[Any]
 
 
@@ -231,12 +233,15 @@ def _calls(make: Callable[[int], Entries], cut: Any) -> list[Any]:
 
 
 def _refused(note: Any, fault: int) -> DataError:
-    """The error for an index that a kernel refused."""
+    """The error for what a kernel refused (enum rg_fault of csource/base.h)."""
     place, wrap, *axes = note
-    index, (axis, size) = fault >> 16, axes[fault >> 8 & 0xFF]
-    valid = f"{-size if wrap else 0} to {size - 1}" if size else "there is none"
-    error = DataError(
-        f"{place}: index {index} is out of range for axis {axis} of size {size} ({valid})"
-    )
+    kind, which, index = fault & 0xFF, fault >> 8 & 0xFF, fault >> 16
+    if kind == _EMPTY:
+        text = f"axis {which} has size 0: there is no extreme of no elements"
+    else:
+        axis, size = axes[which]
+        valid = f"{-size if wrap else 0} to {size - 1}" if size else "there is none"
+        text = f"index {index} is out of range for axis {axis} of size {size} ({valid})"
+    error = DataError(f"{place}: {text}")
     error.placed = True
     return error

@@ -181,7 +181,11 @@ class Lowering:
         return copy
 
     def _partials(self, node: Node) -> tuple[View, ...]:
-        """Working memory for the total of everything there is, which threads share out."""
+        """Working memory for the total of everything there is, which threads share out, and for
+        halves that are added up in f32."""
+        if node.op.name == "scatter_add" and node.output.dtype.is_float:
+            half = node.output.dtype.bytes == 2
+            return (scratch(node.output.type.size, f32, node.place),) if half else ()
         if node.op.name not in _TOTALS or node.output.dtype.bytes < 4:
             return ()
         size = node.inputs[0].type.size

@@ -30,9 +30,10 @@ typedef double f64;
 #define RG_SIMD _Pragma("GCC ivdep")
 #endif
 
-/* What a kernel returns: 0, or what went wrong.  An index that is out of range: which of the index
- * arrays has it, and the index itself, cut to 47 bits. */
-enum rg_fault { RG_OK = 0, RG_INDEX = 1 };
+/* What a kernel returns: 0, or what went wrong.  An index that is out of range (RG_INDEX): which of
+ * the index arrays has it, and the index itself, cut to 47 bits.  An extreme of no elements
+ * (RG_EMPTY): over which of the axes. */
+enum rg_fault { RG_OK = 0, RG_INDEX = 1, RG_EMPTY = 2 };
 
 static inline i64 rg_bad_index(i64 array, i64 index) {
   const i64 most = ((i64)1 << 46) - 1;
