@@ -80,7 +80,7 @@ def copy_kernel(operand: Operand, result: View) -> RowKernel:
     return _kernel(body, result.shape, (operand,), (result,), sweeps)
 
 
-def cast_kernel(node: Node, operand: View, result: View) -> RowKernel:
+def cast_kernel(node: Node, operand: Operand, result: View) -> RowKernel:
     """The kernel of `result[...] = operand` in another type, on behalf of `node`."""
     v = Value(next_id(), TensorType(operand.dtype, result.shape))
     y = Value(next_id(), TensorType(result.dtype, result.shape))

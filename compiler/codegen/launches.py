@@ -83,12 +83,12 @@ def _reduction(step: OpStep) -> list[Launch]:
 
 
 def _contraction(step: OpStep) -> list[Launch]:
-    views = _views(step)
+    left, right = _views(step)
     if step.scratch:
-        made = total_functions(step.node, views, step.results[0], step.scratch[0])
+        made = total_functions(step.node, [left, right], step.results[0], step.scratch[0])
         if made is not None:
             return list(map(Launch, made))
-    return [Launch(contraction_function(step.node, *views, step.results[0]))]
+    return [Launch(contraction_function(step.node, left, right, step.results[0]))]
 
 
 def _row_dot(step: OpStep) -> list[Launch]:

@@ -37,7 +37,8 @@ Array = npt.NDArray[Any]
 EMPTY = [(0, 5), (3, 0)]
 SOME = [(1, 1), (2, 7), (33, 5), (5, 33), (31, 65), (13, 131), (64, 32)]
 WAYS = {
-    "f32": ("plain", "transposed", "flipped"), "f64": ("transposed",), "f16": ("stretched",), "bf16": ("sliced",),
+    "f32": ("plain", "transposed", "flipped"), "f64": ("transposed",), "f16": ("stretched",),
+    "bf16": ("sliced",),
     "i32": ("flipped",), "u8": ("sliced",), "bool": ("transposed",),
 }  # fmt: skip
 
@@ -145,7 +146,9 @@ def test_extremes_and_runs_of_nan_and_infinities(dtype: str) -> None:
         ]
         made += [op(f"arg{e}", x, axis=axis) for e in ("max", "min") for axis in (0, 1)]
         made += [
-            op(f"cum{e}", x, axis=axis, reverse=axis == 1) for e in ("max", "min") for axis in (0, 1)
+            op(f"cum{e}", x, axis=axis, reverse=axis == 1)
+            for e in ("max", "min")
+            for axis in (0, 1)
         ]
         made += [op("any", op("cast", x, dtype=dtypes.bool_), axes=(0,), keepdims=False)]
     graph = builder.finish([e.value for e in made])
