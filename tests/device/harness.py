@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,15 @@ def device_named(name: str) -> Device:
     """numpy, cupy, or the strict stand-in for CuPy."""
     if name == "standin":
         return CupyDevice(fake_cupy, fake_cupy.special)
-    return get_device(name)
+    return get_device(name, threads=2)
 
 
 def executable(
     graph: Graph, device: Device, options: Options | None = None
 ) -> tuple[CompiledGraph, Executable]:
     options = options or MODES["plain"]
+    if device.name == "native":
+        options = replace(options, native=True, threads=device.threads)
     compiled = compile_graph(graph, options)
     return compiled, Executable(compiled.program, device, poison=options.poison)
 
