@@ -81,7 +81,7 @@ class Standalone:
     inputs: bytes
     outputs: dict[int, Place]  # by number, those in row-major order
 
-    def build(self, folder: Path, checks: Sequence[str] = CHECKS) -> subprocess.CompletedProcess[str]:
+    def build(self, folder: Path) -> subprocess.CompletedProcess[str]:
         """Compiles `folder`/program; the caller looks at how that went."""
         toolchain = find_toolchain()
         assert toolchain is not None
@@ -91,8 +91,8 @@ class Standalone:
         source = Path(pool_module.__file__).with_name("pool.c")
         flags = [f for f in toolchain.flags if f not in ("-shared", "-O3")]
         command = [
-            *toolchain.command, *flags, "-O1", *checks, *CALLS.get(toolchain.kind, ()), "-o", "program",
-            "kernels.c", "main.c", str(source), "-lm", "-lpthread",
+            *toolchain.command, *flags, "-O1", *CHECKS, *CALLS.get(toolchain.kind, ()), "-o",
+            "program", "kernels.c", "main.c", str(source), "-lm", "-lpthread",
         ]  # fmt: skip
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
