@@ -76,7 +76,7 @@ class Recorder:
 class Standalone:
     """The C of a graph at one size, with the data it reads."""
 
-    kernels: str
+    kernels: list[str]  # the texts of its files
     main: str
     inputs: bytes
     outputs: dict[int, Place]  # by number, those in row-major order
@@ -85,14 +85,16 @@ class Standalone:
         """Compiles `folder`/program; the caller looks at how that went."""
         toolchain = find_toolchain()
         assert toolchain is not None
-        (folder / "kernels.c").write_text(self.kernels, encoding="utf-8")
+        names = [f"kernels{i}.c" for i in range(len(self.kernels))]
+        for name, text in zip(names, self.kernels, strict=True):
+            (folder / name).write_text(text, encoding="utf-8")
         (folder / "main.c").write_text(self.main, encoding="utf-8")
         (folder / "inputs.bin").write_bytes(self.inputs)
         source = Path(pool_module.__file__).with_name("pool.c")
         flags = [f for f in toolchain.flags if f not in ("-shared", "-O3")]
         command = [
             *toolchain.command, *flags, "-O1", *CHECKS, *CALLS.get(toolchain.kind, ()), "-o",
-            "program", "kernels.c", "main.c", str(source), "-lm", "-lpthread",
+            "program", *names, "main.c", str(source), "-lm", "-lpthread",
         ]  # fmt: skip
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
@@ -132,11 +134,19 @@ def standalone(
         i: x for i, x in enumerate(outputs) if isinstance(x, Place) and x.strides is None
     }
     reached = _reached(compiled, sizes, count)
-    main = _main(reached, *tables, inputs, list(places.values()), threads)
+    numbers = [file.numbers for file in recipe.kernels]
+    main = _main(reached, *tables, inputs, list(places.values()), threads, numbers)
     data = b"".join(
         np.ascontiguousarray(x, p.dtype).tobytes() for x, p in zip(arrays, inputs, strict=True)
     )
-    return Standalone(_without_products(recipe.kernels), main, data, places)
+    texts = [_renamed(_without_products(f.text), i) for i, f in enumerate(recipe.kernels)]
+    return Standalone(texts, main, data, places)
+
+
+def _renamed(text: str, file: int) -> str:
+    """The text with names of its own for what every file has."""
+    shared = ("rg_kernels", "rg_kernel_count", "rg_panels")
+    return "\n".join([*(f"#define {name} {name}{file}" for name in shared), text])
 
 
 def _without_products(kernels: str) -> str:
@@ -160,7 +170,7 @@ def _views(x: Any, seen: set[int]) -> Iterator[View]:
     elif is_dataclass(x) and not isinstance(x, Literal) and id(x) not in seen:
         seen.add(id(x))
         for f in fields(x):
-            if f.name not in ("node", "sweeps", "statements"):
+            if f.name not in ("node", "sweeps", "statements", "rows"):  # parts of the others
                 yield from _views(getattr(x, f.name), seen)
 
 
@@ -168,6 +178,7 @@ def _reached(compiled: CompiledGraph, sizes: Mapping[str, int], count: int) -> l
     """The bytes of each buffer, up to the last element of any view."""
     planned, found, seen = compiled.planned, [0] * count, set[int]()
     schedule = planned.schedule
+    sizes = {**sizes, "__rows__": sizes.get("N", 0)}  # of a thread: at most the whole batch
     everything = (*walk_all(schedule.steps), *schedule.inputs, *schedule.outputs)
     for view in _views(everything, seen):
         shape = [dims.evaluate(d, dict(sizes)) for d in view.shape]
@@ -183,7 +194,7 @@ def _reached(compiled: CompiledGraph, sizes: Mapping[str, int], count: int) -> l
 
 def _main(
     reached: Sequence[int], code: Array, arguments: Array, movers: Array, inputs: Sequence[Place],
-    outputs: Sequence[Place], threads: int,
+    outputs: Sequence[Place], threads: int, kernels: Sequence[Sequence[int]],
 ) -> str:  # fmt: skip
     def table(name: str, values: Any) -> str:
         numbers = ", ".join(f"{int(v)}LL" for v in np.asarray(values).reshape(-1))
@@ -198,10 +209,18 @@ def _main(
         ]
 
     return "\n".join([
-        _HEAD, table("reached", reached), f"enum {{ buffers = {len(reached)} }};",
+        _HEAD,
+        *(f"extern const rg_kernel rg_kernels{i}[];" for i in range(len(kernels))),
+        f"static rg_kernel rg_kernels[{1 + max(map(max, kernels))}];",
+        "static void find(void) {",
+        *(f"  rg_kernels[{number}] = rg_kernels{i}[{k}];"
+          for i, numbers in enumerate(kernels) for k, number in enumerate(numbers)),
+        "}",
+        table("reached", reached), f"enum {{ buffers = {len(reached)} }};",
         table("code", code), table("arguments", arguments), table("movers", movers),
-        f"enum {{ codes = {len(code)}, nargs = {len(arguments)}, nmovers = {len(movers)}, "
+        f"enum {{ codes = {len(code)}, nargs = {arguments.shape[-1]}, nmovers = {len(movers)}, "
         f"threads = {threads}, row = (nargs + 31) / 16 * 16 }};",
+        f"#define TABLE(t) ({'(t) * nargs' if arguments.ndim == 2 else 0})",
         *moved("input", inputs), *moved("output", outputs), _TAIL,
     ])  # fmt: skip
 
@@ -214,8 +233,6 @@ _HEAD = """\
 #include <string.h>
 typedef int64_t i64;
 typedef i64 (*rg_kernel)(const i64 *, i64, i64, i64);
-extern const rg_kernel rg_kernels[];
-extern const i64 rg_kernel_count;
 void *rg_pool_create(i64, i64);
 i64 rg_run(void *, const void *, i64, const void *, const void *, const void *, void *, i64, i64,
            i64 *);
@@ -224,8 +241,9 @@ i64 rg_run(void *, const void *, i64, const void *, const void *, const void *, 
 _TAIL = """
 static char *blocks[buffers];
 static char *placed(i64 at) { return blocks[(at >> 40) - 1] + (at & (((i64)1 << 40) - 1)); }
-static i64 given(int j) {
-  return arguments[j] >> 40 > 0 ? (i64)(intptr_t)placed(arguments[j]) : arguments[j];
+static i64 given(int t, int j) {
+  const i64 a = arguments[TABLE(t) + j];
+  return a >> 40 > 0 ? (i64)(intptr_t)placed(a) : a;
 }
 
 int main(void) {
@@ -246,8 +264,9 @@ int main(void) {
   if (posix_memalign((void **)&work, 128, threads * row * 8)) return 3;
   memset(origin, 0, threads * row * 8);
   for (int t = 0; t < threads; t++)
-    for (int j = 0; j < nargs; j++) origin[t * row + j] = given(j);
+    for (int j = 0; j < nargs; j++) origin[t * row + j] = given(t, j);
   memcpy(work, origin, threads * row * 8);
+  find();
   void *pool = rg_pool_create(threads, 1000);
   i64 done = rg_run(pool, code, codes, rg_kernels, movers, origin, work, row, threads, &fault);
   if (done) {

@@ -155,11 +155,12 @@ def test_planted_faults_are_found(fault: str, sanitizers: None, tmp_path: Path) 
     arrays = numbers(graph, sizes, 1)
     program = standalone(graph, arrays, sizes, threads=1)
     check(program, tmp_path, by_numpy(graph, arrays, sizes))
-    start = program.kernels.index("static i64 k1(")
+    (file,) = program.kernels
+    start = file.index("static i64 k1(")
     old, new = FAULTS[fault]
-    text, count = re.subn(old, new, program.kernels[start:], count=1)
+    text, count = re.subn(old, new, file[start:], count=1)
     assert count == 1
-    planted = replace(program, kernels=program.kernels[:start] + text)
+    planted = replace(program, kernels=[file[:start] + text])
     built = planted.build(tmp_path)
     assert built.returncode == 0, built.stderr[:2000]
     ran = planted.run(tmp_path)
