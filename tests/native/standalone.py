@@ -178,7 +178,8 @@ def _reached(compiled: CompiledGraph, sizes: Mapping[str, int], count: int) -> l
     """The bytes of each buffer, up to the last element of any view."""
     planned, found, seen = compiled.planned, [0] * count, set[int]()
     schedule = planned.schedule
-    sizes = {**sizes, "__rows__": sizes.get("N", 0)}  # of a thread: at most the whole batch
+    # The rows of one thread: all threads together have the whole batch.
+    sizes = {**sizes, "__first__": 0, "__rows__": sizes.get("N", 0)}
     everything = (*walk_all(schedule.steps), *schedule.inputs, *schedule.outputs)
     for view in _views(everything, seen):
         shape = [dims.evaluate(d, dict(sizes)) for d in view.shape]
