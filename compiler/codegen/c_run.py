@@ -18,6 +18,7 @@ from retrograde.compiler.codegen.c_space import (
     with_columns,
 )
 from retrograde.compiler.codegen.cstyle import load, memory_type, product, register_type, store
+from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Node
 from retrograde.compiler.ir.registry import lookup
 from retrograde.compiler.plan.views import View
@@ -150,7 +151,7 @@ def _open(
     )  # fmt: skip
 
 
-def _items(kept: Sequence[Axis], wide: bool):  # type: ignore[no-untyped-def]
+def _items(kept: Sequence[Axis], wide: bool) -> Dim:
     if not wide:
         return size_of(kept)
     return size_of(kept[:-1]) * ((kept[-1].extent + (COLUMNS - 1)) // COLUMNS)
