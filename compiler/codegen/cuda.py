@@ -103,10 +103,10 @@ class _Rows(RowPrinter):
         if self.flat:
             lines += body
         else:
-            loop = "for (i64 r = RG_ROW; r < rows; r += RG_ROWS)"
+            loop = "for (i64 r = RG_ROW; r < count; r += RG_ROWS)"
             lines += nested(loop, [*self.row_starts(), *body])
         given += [f"i64 n{i}" for i in range(len(self.size.open))]
-        head = f'extern "C" __global__ void @({", ".join([*given, "i64 rows"])})'
+        head = f'extern "C" __global__ void @({", ".join([*given, "i64 count"])})'
         return CudaFunction(
             "\n".join(nested(head, lines)), (*(y.view for _, y in pointers), *k.scratch),
             tuple(self.size.open), k.inner if self.flat else k.rows, k.inner, self.flat,
@@ -115,7 +115,7 @@ class _Rows(RowPrinter):
 
     def elements(self, body: Sequence[str]) -> list[str]:
         if self.flat:
-            return nested("for (i64 i = RG_FLAT; i < rows; i += RG_FLATS)", body)
+            return nested("for (i64 i = RG_FLAT; i < count; i += RG_FLATS)", body)
         n = self.size(self.kernel.inner)
         return nested(f"for (i64 i = threadIdx.x; i < {n}; i += blockDim.x)", body)
 
