@@ -68,6 +68,7 @@ class Kernels:
 
     def number(self, text: str, note: Note) -> int:
         """The number of the function of this text (@ for its name), which a step needs."""
+        assert text.startswith("static i64 @(")
         found = self.numbers.setdefault(text, len(self.numbers))
         if found == len(self.notes):
             self.notes.append(note)
