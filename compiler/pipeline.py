@@ -258,8 +258,9 @@ _dumped = itertools.count(1)
 def _dump(
     folder: Path, made: Sequence[CompiledRecipe], program: Program, sizes: Mapping[str, int]
 ) -> None:
-    """Writes every stage of the recipe for `sizes`: 00-trace.ir …, plan.txt, schedule.py; from the
-    second program of a process on into a folder of its own, 2-name."""
+    """Writes every stage of the recipe for `sizes`: 00-trace.ir …, plan.txt, schedule.py, for the
+    native device kernels.c, kernels-2.c …; from the second program of a process on into a folder of
+    its own, 2-name."""
     chosen = made[program.choose(sizes).index]
     number = next(_dumped)
     if number > 1:
@@ -271,6 +272,9 @@ def _dump(
     for i, (name, graph) in enumerate(chosen.stages.items()):
         (folder / f"{i:02d}-{name}.ir").write_text(graph.text(), encoding="utf-8")
     (folder / "schedule.py").write_text(chosen.recipe.source, encoding="utf-8")
+    for i, file in enumerate(chosen.recipe.kernels, 1):
+        name = "kernels.c" if i == 1 else f"kernels-{i}.c"
+        (folder / name).write_text(file.text, encoding="utf-8")
     plan = program.plan(sizes)
     lines = [
         f"peak {plan.peak_bytes} bytes at {dict(sizes)}, bound {plan.lower_bound_bytes}",

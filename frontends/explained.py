@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from retrograde.compiler.codegen.kernel_file import shown
 from retrograde.compiler.errors import BudgetError, DataError, ShapeError, UnsupportedError
 from retrograde.compiler.inspect.dot import to_dot
 from retrograde.compiler.inspect.report import report
@@ -102,8 +103,11 @@ class Explained:
         return stages[stage]
 
     def source(self) -> str:
-        """The generated program."""
-        return self._program.source
+        """The generated program: the schedule in Python and, where it launches kernels, their C."""
+        recipe = self._program.recipes[0]
+        if not recipe.kernels:
+            return recipe.source
+        return f"{recipe.source}\n{shown(recipe.kernels)}"
 
     def inspect(self, path: str | os.PathLike[str], stage: str = "trace") -> None:
         """Draws the graph of a stage into `path`: an .svg picture, or .dot for graphviz."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from retrograde.compiler.codegen.c import Function, folded, identity, joined, row_function
+from retrograde.compiler.codegen.c import Function, folded, row_function
 from retrograde.compiler.codegen.c_space import COLUMNS, Text, axes_of, size_of
 from retrograde.compiler.codegen.c_total import total_function
-from retrograde.compiler.codegen.cstyle import memory_type, product
+from retrograde.compiler.codegen.cstyle import identity, joined, memory_type, product
 from retrograde.compiler.codegen.kernel import reduce_kernel
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same

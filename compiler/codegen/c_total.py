@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from retrograde.compiler.codegen.c import Function, folded, identity, joined
+from retrograde.compiler.codegen.c import Function, folded
 from retrograde.compiler.codegen.c_space import (
     COLUMNS,
     Axis,
@@ -16,7 +16,15 @@ from retrograde.compiler.codegen.c_space import (
     size_of,
     with_columns,
 )
-from retrograde.compiler.codegen.cstyle import load, memory_type, product, register_type, store
+from retrograde.compiler.codegen.cstyle import (
+    identity,
+    joined,
+    load,
+    memory_type,
+    product,
+    register_type,
+    store,
+)
 from retrograde.compiler.ir.graph import Node
 from retrograde.compiler.ir.registry import lookup
 from retrograde.compiler.ops.contract import free_axes

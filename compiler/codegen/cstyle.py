@@ -1,4 +1,4 @@
-"""What C and CUDA spell alike: types, constants, sizes, and ops as expressions.
+"""What C and CUDA spell alike: types, constants, sizes, ops as expressions, and totals.
 
 Invariant: f16 and bf16 are held as f32 in registers, and rounded after each op to what they hold in
 memory.
@@ -13,8 +13,15 @@ from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import Node
+from retrograde.compiler.ir.registry import lookup
 
+LINE = 64  # bytes of a cache line, and elements that threads share out at once
 _HALVES = {"f16", "bf16"}
+# The op that joins two parts of a total.
+_TOTALS = {
+    "sum": "add", "row_dot": "add", "dot_general": "add", "prod": "mul",
+    "max": "maximum", "min": "minimum", "any": "add", "all": "mul",
+}  # fmt: skip
 
 
 def memory_type(dtype: DType) -> str:
@@ -101,3 +108,29 @@ def product(a: str, b: str) -> str:
         return b
     return a if b == "1" else f"{a} * {b}"
 
+
+def padded(width: Dim, dtype: DType) -> Dim:
+    """The elements of a row of working memory: whole cache lines."""
+    return dims.align(width, LINE // dtype.bytes)
+
+
+def joined(node: Node, a: str, b: str) -> str:
+    """Two parts of a total as one."""
+    dtype = node.output.dtype
+    return lookup(_TOTALS[node.op.name]).c_expression([a, b], dtype, dtype)
+
+
+def identity(node: Node) -> str:
+    """What a total is of nothing."""
+    dtype, name = node.output.dtype, node.op.name
+    if _TOTALS[name] == "add":
+        return literal(0, dtype)
+    if name in ("prod", "all"):
+        return literal(1, dtype)
+    low = name == "max"
+    if dtype.is_float:
+        return "-INFINITY" if low else "INFINITY"
+    bits = 8 * dtype.bytes
+    if dtype.kind == "uint" or dtype.name == "bool":
+        return literal(0 if low else (1 if dtype.name == "bool" else 2**bits - 1), dtype)
+    return literal(-(2 ** (bits - 1)) if low else 2 ** (bits - 1) - 1, dtype)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from retrograde.compiler.codegen.c_copy import copy_function
-from retrograde.compiler.codegen.csource import part
+from retrograde.compiler.codegen.kernel_file import COPY, Kernels, Note, note_of
 from retrograde.compiler.codegen.launches import Launch, launches
 from retrograde.compiler.codegen.numpy import INDENT, Printer, place_of, print_with, whole_of
 from retrograde.compiler.codegen.ragged import live_lines
@@ -34,10 +34,6 @@ from retrograde.compiler.plan.steps import (
 )
 from retrograde.compiler.plan.views import Literal, Operand, Storage, Turn, View, turn_of
 
-FILE = 24  # kernels of one C file
-ATTENTION = ("base", "attention", "attention_masks", "attention_forward", "attention_backward")
-SHARED = "#define RG_GEMM_TILE RG_GEMM_SHARED\n"
-
 
 @dataclass(frozen=True)
 class NativeText:
@@ -53,55 +49,9 @@ def print_native(
 ) -> NativeText:  # fmt: skip
     """The sources of `schedule`, as codegen.numpy.print_schedule."""
     kernels = Kernels()
-    kernels.number(POISON, "")  # whether it is used or not: one library for both
+    kernels.number(POISON, OVERWRITE)  # whether it is used or not: one library for both
     source = print_with(NativePrinter, schedule, liveness, places, symbols, poison, kernels=kernels)
     return NativeText(source, kernels.files())
-
-
-@dataclass
-class Kernels:
-    """The functions of a program, by their text."""
-
-    numbers: dict[str, int] = field(default_factory=dict)
-    notes: dict[int, dict[str, None]] = field(default_factory=dict)  # where they come from
-
-    def number(self, text: str, note: str) -> int:
-        found = self.numbers.setdefault(text, len(self.numbers))
-        if note:
-            self.notes.setdefault(found, {})[note] = None
-        return found
-
-    def files(self) -> tuple[KernelFile, ...]:
-        """The C files, which compile side by side: products, which share their tiles, attention,
-        and the others by the dozen."""
-        kinds: dict[str, list[int]] = {"gemm": [], "attention": [], "": []}
-        for text, number in self.numbers.items():
-            kind = next((k for k in kinds if k and f"rg_{k}_" in text), "")
-            kinds[kind].append(number)
-        rows = kinds.pop("")
-        files = [(kind, numbers) for kind, numbers in kinds.items() if numbers]
-        files += [("", rows[i : i + FILE]) for i in range(0, len(rows), FILE)]
-        texts = {number: text for text, number in self.numbers.items()}
-        return tuple(self._file(kind, numbers, texts) for kind, numbers in files)
-
-    def _file(self, kind: str, numbers: Sequence[int], texts: Mapping[int, str]) -> KernelFile:
-        parts = ("base", "math", "gemm", "random") if kind != "attention" else ATTENTION
-        pieces = [SHARED if kind == "gemm" else "", *map(part, parts)]
-        for place, number in enumerate(numbers):
-            notes = list(self.notes.get(number, ())) if kind != "attention" else []
-            shown = [f"/* {note.replace('*/', '* /')} */" for note in notes[:4]]
-            if len(notes) > 4:
-                shown.append(f"/* and {len(notes) - 4} more places */")
-            pieces.append("\n".join([*shown, texts[number].replace("@", f"k{place}", 1)]))
-        widths = "RG_NR_f32, RG_NR_f64" if "gemm" in parts else "0"
-        names = ", ".join(f"k{place}" for place in range(len(numbers)))
-        pieces.append(
-            f"const i64 rg_kernel_count = {len(numbers)};\n"
-            "typedef i64 (*rg_kernel)(const i64 *a, i64 lo, i64 hi, i64 part);\n"
-            f"const rg_kernel rg_kernels[] = {{{names}}};\n"
-            f"const i64 rg_panels[2] = {{{widths}}};"
-        )
-        return KernelFile("\n\n".join(pieces).lstrip() + "\n", tuple(numbers))
 
 
 @dataclass
@@ -176,16 +126,17 @@ class NativePrinter(Printer):
             else:
                 found = self._launches(step)
                 assert found is not None
-                lines += [pad + self._entry(launch, place) for launch in found]
+                note = note_of(step)
+                lines += [pad + self._entry(launch, note) for launch in found]
             for position in sorted(set(self.times.get(id(step), ()))):
                 for buffer in self.dead.get(position, ()):
-                    number = self.kernels.number(POISON, "")
+                    number = self.kernels.number(POISON, OVERWRITE)
                     lines.append(f"{pad}rt.poisoned({number}, at, {buffer}),")
         return lines
 
-    def _entry(self, launch: Launch, place: str) -> str:
+    def _entry(self, launch: Launch, note: Note) -> str:
         f = launch.function
-        number = self.kernels.number(f.text, place)
+        number = self.kernels.number(f.text, note)
         if f.mixed:
             given = ", ".join(
                 self._address(x) if isinstance(x, View) else self.spell.size(x) for x in f.mixed
@@ -198,7 +149,7 @@ class NativePrinter(Printer):
             axes = "".join(
                 f"({axis}, {self.spell.size(v.shape[axis])}), " for axis, v in launch.checks
             )
-            checks = f", ({place!r}, {launch.wrap}, {axes})"
+            checks = f", ({note.place!r}, {launch.wrap}, {axes})"
         if f.share is None:
             given = f"({(where + sizes).removeprefix(', ')},)"
             return f"({number}, {self.spell.size(f.items)}, {f.grain}, {given}{checks}),"
@@ -356,7 +307,7 @@ class NativePrinter(Printer):
 
     def _copies(self, pairs: Sequence[tuple[Operand, View]], pad: str) -> list[str]:
         return [
-            pad + self._entry(Launch(copy_function(x, place)), "")
+            pad + self._entry(Launch(copy_function(x, place)), COPY)
             for x, place in pairs
         ]
 
@@ -370,6 +321,7 @@ _ENTRIES: dict[type, Callable[[NativePrinter, Any, int], list[str]]] = {
     PartStep: NativePrinter._part_entry,
 }
 
+OVERWRITE = Note("", ("overwrite what is not read again, where that is asked for",))
 POISON = """\
 static i64 @(const i64 *a, i64 lo, i64 hi, i64 part) {
   u32 *const y = (void *)a[0];

@@ -16,7 +16,7 @@ RG_INLINE u64 rg_bits_f64(f64 x) { u64 b; memcpy(&b, &x, 8); return b; }
 RG_INLINE f64 rg_from_bits_f64(u64 b) { f64 x; memcpy(&x, &b, 8); return x; }
 
 /* a * b + c, rounded once.  Without the instruction f32 goes through f64, which may round twice. */
-#if defined(__FMA__) || defined(__aarch64__) || defined(__AVX512F__)
+#if defined(__FMA__) || defined(__aarch64__) || defined(__AVX512F__) || defined(__CUDACC__)
 RG_INLINE f32 rg_fma_f32(f32 a, f32 b, f32 c) { return __builtin_fmaf(a, b, c); }
 #else
 RG_INLINE f32 rg_fma_f32(f32 a, f32 b, f32 c) { return (f32)((f64)a * b + c); }

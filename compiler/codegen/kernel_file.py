@@ -1,0 +1,138 @@
+"""The C files of a program: the texts of kernels -> functions, with what they are for above them.
+
+Invariant: kernels of one text are one function, and a user's text stands in comments alone, which
+it cannot end.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from retrograde.compiler.codegen.csource import part
+from retrograde.compiler.codegen.numpy import place_of
+from retrograde.compiler.codegen.spelling import comment
+from retrograde.compiler.ir.graph import Graph
+from retrograde.compiler.plan.recipe import KernelFile
+from retrograde.compiler.plan.steps import CopyStep, FusedStep, PackStep, Step
+
+FILE = 24  # kernels of one C file
+SHARED = "#define RG_GEMM_TILE RG_GEMM_SHARED\n"
+MARK = "/* --- the kernels of this program */"
+END = "/* --- their table */\n"
+ATTENTION = ("base", "attention", "attention_masks", "attention_forward", "attention_backward")
+WIDTH, PLACES = 96, 4
+_NAME = re.compile(r"^static i64 k\d+\(", re.MULTILINE)
+_NEXT = re.compile(r"\n\n(?=(?:/\*(?:(?!\*/).)*\*/\n)?static i64 k\d+\()", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a kernel is for: the place of its step, and what it does, by line of the model."""
+
+    place: str
+    does: tuple[str, ...]
+
+
+def note_of(step: Step) -> Note:
+    """The note on the kernels of a step: its ops in order, by the lines that they come from."""
+    place = place_of(step.node)
+    if isinstance(step, FusedStep):
+        body: Graph = step.node.attrs["body"]
+        found: dict[str, list[str]] = {}
+        for node in body.nodes:
+            found.setdefault(place_of(node) or place, []).append(node.op.name)
+        return Note(place, tuple(_line(at, ", ".join(ops)) for at, ops in found.items()))
+    if isinstance(step, CopyStep):
+        return Note(place, (_line(place, "copy"),))
+    pack = "pack for " if isinstance(step, PackStep) else ""
+    return Note(place, (_line(place, pack + step.node.op.name),))
+
+
+def _line(place: str, does: str) -> str:
+    return f"{place}: {does}" if place else does
+
+
+COPY = Note("", ("copy",))
+
+
+@dataclass
+class Kernels:
+    """The functions of a program, by their text."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)  # of the first step that has each
+    places: list[dict[str, None]] = field(default_factory=list)  # of all steps that have each
+
+    def number(self, text: str, note: Note) -> int:
+        """The number of the function of this text (@ for its name), which a step needs."""
+        assert text.startswith("static i64 @(")
+        found = self.numbers.setdefault(text, len(self.numbers))
+        if found == len(self.notes):
+            self.notes.append(note)
+            self.places.append({})
+        self.places[found][note.place] = None
+        return found
+
+    def files(self) -> tuple[KernelFile, ...]:
+        """The C files, which compile side by side: products, which share their tiles, attention,
+        and the others by the dozen."""
+        kinds: dict[str, list[int]] = {"gemm": [], "attention": [], "": []}
+        for text, number in self.numbers.items():
+            kind = next((k for k in kinds if k and f"rg_{k}_" in text), "")
+            kinds[kind].append(number)
+        rows = kinds.pop("")
+        files = [(kind, numbers) for kind, numbers in kinds.items() if numbers]
+        files += [("", rows[i : i + FILE]) for i in range(0, len(rows), FILE)]
+        texts = {number: text for text, number in self.numbers.items()}
+        return tuple(self._file(kind, numbers, texts) for kind, numbers in files)
+
+    def _file(self, kind: str, numbers: Sequence[int], texts: Mapping[int, str]) -> KernelFile:
+        """A file; that of attention tells no places, so that models share it."""
+        parts = ("base", "math", "gemm", "random") if kind != "attention" else ATTENTION
+        pieces = [SHARED if kind == "gemm" else "", *map(part, parts), MARK]
+        for place, number in enumerate(numbers):
+            heading = self._heading(number) + "\n" if kind != "attention" else ""
+            pieces.append(heading + texts[number].replace("@", f"k{place}", 1))
+        widths = "RG_NR_f32, RG_NR_f64" if "gemm" in parts else "0"
+        names = ", ".join(f"k{place}" for place in range(len(numbers)))
+        pieces.append(
+            f"{END}const i64 rg_kernel_count = {len(numbers)};\n"
+            "typedef i64 (*rg_kernel)(const i64 *a, i64 lo, i64 hi, i64 part);\n"
+            f"const rg_kernel rg_kernels[] = {{{names}}};\n"
+            f"const i64 rg_panels[2] = {{{widths}}};"
+        )
+        return KernelFile("\n\n".join(pieces).lstrip() + "\n", tuple(numbers))
+
+    def _heading(self, number: int) -> str:
+        note = self.notes[number]
+        others = [place for place in self.places[number] if place and place != note.place]
+        lines = list(note.does)
+        if others:
+            more = len(others) - PLACES
+            also = ", ".join(others[:PLACES]) + (f" and {more} more places" if more > 0 else "")
+            lines.append(f"also {also}")
+        return c_comment(lines)
+
+
+def c_comment(lines: Sequence[str]) -> str:
+    """Lines as one comment, whatever they hold."""
+    wrapped: list[str] = []
+    for line in lines:
+        # a backslash would join two lines, and so perhaps two characters
+        safe = comment(line).replace("\\", " ").replace("*/", "* /").replace("/*", "/ *")
+        wrapped += textwrap.wrap(safe, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return "/* " + "\n   ".join(wrapped) + " */"
+
+
+def shown(files: Sequence[KernelFile]) -> str:
+    """The kernels of a program under the numbers that its lists have for them, without what all
+    files have."""
+    found: dict[int, str] = {}
+    for file in files:
+        own = file.text.split(MARK, 1)[1].rsplit(END, 1)[0].strip()
+        for number, text in zip(file.numbers, _NEXT.split(own), strict=True):
+            found[number] = _NAME.sub(f"static i64 k{number}(", text, count=1)
+    return "\n\n".join(found[number] for number in sorted(found)) + "\n"
