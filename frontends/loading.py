@@ -1,0 +1,29 @@
+"""`load(path)`: a file that a compiled function was saved to -> the function, compiled anew."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from retrograde.compiled import Compiled
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    backend: str | None = None,
+    threads: int | None = None,
+    trust: bool = False,
+) -> Compiled:
+    """The compiled function that `save` or `export` wrote to `path`, to be called as before.
+
+    Its plan is the one it had.  Code is generated anew, or comes from the cache; nothing in a saved
+    file is executed.  `backend` and `threads` are those it was compiled with unless given.  An
+    exported file holds compiled code: it is loaded only with `trust=True`, which runs that code, so
+    say so only of a file from where you would also take a program.  Raises CheckpointError for a
+    file that is damaged, of another format, or untrusted, DeviceError for compiled code of another
+    processor."""
+    from retrograde import saved  # few programs load anything
+
+    return saved.load(path, backend, threads, trust)

@@ -1,0 +1,300 @@
+"""Compiled functions in files: graph, plan, arrays and signature as data, and back.
+
+    program.json         what the function takes and returns, and how it was compiled
+    graph.ir             the graph as it was traced
+    plan.json            for each recipe: the order of the nodes, the places of the buffers
+    arrays.safetensors   what the function reads from outside, if anything
+
+Invariant: what is loaded gives the same bits and has the same plan; of the file nothing is
+executed; whatever it holds, loading ends with the function or with one of our errors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrograde import structures
+from retrograde.compiled import Compiled
+from retrograde.compiler.errors import (
+    BudgetError,
+    CheckpointError,
+    DataError,
+    DeviceError,
+    Notice,
+    RetrogradeError,
+    UnsupportedError,
+)
+from retrograde.compiler.ir import parse
+from retrograde.compiler.ir.graph import Graph, TensorType
+from retrograde.compiler.ir.location import where
+from retrograde.compiler.ir.verify import verify
+from retrograde.compiler.plan.decided import Decided
+from retrograde.execution import Array, Runnable, checked_backend, checked_budget, runnable
+from retrograde.runtime import archive
+from retrograde.signature import Signature
+from retrograde.traces import checked_at
+
+FORMAT, VERSION = "retrograde program", 1
+PROGRAM, GRAPH, PLAN, ARRAYS = "program.json", "graph.ir", "plan.json", "arrays.safetensors"
+DATA, CODE = "data", "data and compiled code"  # kinds of files
+_MOST = 1 << 26  # bytes of a text that is read
+
+
+# --- saving
+
+
+def save(compiled: Compiled, path: str | os.PathLike[str]) -> None:
+    """Writes a compiled function as data."""
+    archive.write(path, FORMAT, VERSION, DATA, _parts(compiled)[0])
+
+
+def export(compiled: Compiled, path: str | os.PathLike[str]) -> None:
+    """Writes a compiled function as data and as code for this processor."""
+    parts, run = _parts(compiled)
+    if run.executable.device.name != "native":
+        raise DeviceError(
+            f"{where()}nothing is compiled on the {run.executable.device.name} device: compile "
+            "with backend='native' to export, or save() the function as data"
+        )
+    from retrograde.runtime.native import binaries
+
+    sources = [recipe.kernels for recipe in run.executable.program.recipes]
+    archive.write(path, FORMAT, VERSION, CODE, {**parts, **binaries.collect(sources)})
+
+
+def _parts(compiled: Compiled) -> tuple[dict[str, bytes], Runnable]:
+    signature, graph, captured, run = compiled._saved()
+    text = graph.text()
+    if parse(text).text() != text:
+        raise UnsupportedError(f"{where()}the graph of {graph.name} cannot be written as text")
+    program = {
+        "function": signature.function,
+        "arguments": signature.arguments,
+        "outputs": signature.outputs,
+        "inputs": len(signature.names),
+        "at": compiled._at,
+        "budget": compiled._budget,
+        "backend": compiled._backend,
+        "threads": compiled._threads,
+        "planned": _circumstances(run),
+    }
+    plan = [asdict(made.decided()) for made in run.recipes]
+    parts = {PROGRAM: _json(program), GRAPH: text.encode(), PLAN: _json(plan)}
+    if captured:
+        parts[ARRAYS] = _stored(captured)
+    return parts, run
+
+
+def _json(x: Any) -> bytes:
+    return json.dumps(x, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def _circumstances(run: Runnable) -> dict[str, Any]:
+    """What a plan depends on beside the graph."""
+    from retrograde import __version__
+
+    device = run.executable.device
+    return {"version": __version__, "device": device.name, "threads": device.threads}
+
+
+def _stored(arrays: Sequence[Array]) -> bytes:
+    from safetensors.numpy import save as to_bytes
+
+    plain = [np.asarray(x, dtype=x.dtype.newbyteorder("<"), order="C") for x in arrays]
+    made: bytes = to_bytes({str(i): x for i, x in enumerate(plain)})
+    return made
+
+
+# --- loading
+
+
+def load(
+    path: str | os.PathLike[str], backend: str | None, threads: int | None, trust: bool
+) -> Compiled:
+    """`rg.load`."""
+    kind, parts = archive.read(path, FORMAT, VERSION)
+    if kind not in (DATA, CODE):
+        raise CheckpointError(f"{path}: damaged, it is neither data nor code but {kind!r}")
+    if kind == CODE:
+        if not trust:
+            raise CheckpointError(
+                f"{path}: holds compiled code, which would run with all your rights: load it with "
+                "trust=True if you trust who wrote it, or ask for a file made with save()"
+            )
+        from retrograde.runtime.native import binaries
+
+        binaries.provide(path, {k: v for k, v in parts.items() if binaries.is_one(k)})
+    return _loaded(Path(path), parts, backend, threads)
+
+
+class Loaded(Compiled):
+    """A compiled function from a file: the arrays that it read from outside are its own."""
+
+    def __init__(
+        self,
+        path: Path,
+        signature: Signature,
+        graph: Graph,
+        captured: Sequence[Array],
+        decided: Sequence[Decided],
+        options: Mapping[str, Any],
+    ) -> None:
+        self._signature, self._graph, self._captured = signature, graph, list(captured)
+        self._lock = threading.Lock()
+        self._at = checked_at(options["at"], graph.symbols())
+        self._budget = checked_budget(options["budget"], self._at, graph.symbols())
+        self._backend, self._threads = options["backend"], options["threads"]
+        self._result = signature.builder()
+        self._run = runnable(
+            graph, self._at, self._backend, self._threads, self._budget, decided
+        )
+        now = _circumstances(self._run)
+        if not all(made.as_decided for made in self._run.recipes) and not options["other device"]:
+            then = options["planned"]
+            odd = [f"{k} was {then.get(k)}, is {v}" for k, v in now.items() if then.get(k) != v]
+            warnings.warn(
+                f"{path}: planned anew, so that the peak may be another one: "
+                f"{', '.join(odd) or 'the RETROGRADE_ variables differ'}",
+                Notice,
+                stacklevel=5,
+            )
+
+    def __call__(self, *args: Any) -> Any:
+        """As the function that was saved."""
+        arrays = self._signature.arrays(args)
+        sizes = self._signature.sizes(arrays)
+        with self._lock:
+            run = self._run
+        return self._result(run.run([*arrays, *self._captured], sizes))
+
+    def _saved(self) -> tuple[Signature, Graph, Sequence[Array], Runnable]:
+        return self._signature, self._graph, self._captured, self._run
+
+    def _inputs(self) -> tuple[str, Sequence[str], Sequence[TensorType]]:
+        return self._graph.name, self._signature.names, self._signature.types
+
+
+def _loaded(
+    path: Path, parts: Mapping[str, bytes], backend: str | None, threads: int | None
+) -> Compiled:
+    try:
+        program, plan = _read_json(path, parts, PROGRAM), _read_json(path, parts, PLAN)
+        graph = parse(_text(path, parts, GRAPH))
+        verify(graph, made_by="the file")
+        options = _options(path, program)
+        captured = _restored(path, parts.get(ARRAYS), graph, program["inputs"])
+        signature = _signature(program, graph)
+        decided = _decided(plan)
+    except CheckpointError:
+        raise
+    except RetrogradeError as error:
+        raise CheckpointError(f"{path}: holds no valid program: {error}") from error
+    except Exception as error:  # what a file holds may be of any shape
+        raise CheckpointError(
+            f"{path}: holds no valid program ({type(error).__name__}: {error})"
+        ) from error
+    options["other device"] = not (backend is None and threads is None)
+    if backend is not None:
+        options["backend"] = backend
+    if threads is not None:
+        options["threads"] = threads
+    checked_backend(options["backend"])
+    try:
+        return Loaded(path, signature, graph, captured, decided, options)
+    except (CheckpointError, DeviceError, BudgetError):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: its program cannot be compiled ({type(error).__name__}: {error}). If the "
+            "file is as it was saved, compile the function anew"
+        ) from error
+
+
+def _text(path: Path, parts: Mapping[str, bytes], name: str) -> str:
+    data = parts.get(name)
+    if data is None:
+        raise CheckpointError(f"{path}: damaged, it has no {name}")
+    if len(data) > _MOST:
+        raise CheckpointError(f"{path}: {name} has {len(data)} bytes, which no program needs")
+    return data.decode("utf-8")
+
+
+def _read_json(path: Path, parts: Mapping[str, bytes], name: str) -> Any:
+    return json.loads(_text(path, parts, name))
+
+
+def _options(path: Path, program: Any) -> dict[str, Any]:
+    at, budget, threads = program["at"], program["budget"], program["threads"]
+    whole = [*at.values(), *(x for x in (budget, threads, program["inputs"]) if x is not None)]
+    if any(type(x) is not int or not 0 <= x < 2**48 for x in whole):
+        raise DataError("a size, a budget or a number of threads is none")
+    if not isinstance(program["backend"], str) or not isinstance(program["planned"], dict):
+        raise DataError("it does not say how it was compiled")
+    names = ("at", "budget", "backend", "threads", "planned")
+    return {name: program[name] for name in names}
+
+
+def _signature(program: Any, graph: Graph) -> Signature:
+    count = program["inputs"]
+    if not isinstance(program["function"], str) or count > len(graph.inputs):
+        raise DataError("its function takes other inputs than its graph")
+    if graph.aliases:
+        raise DataError("its graph replaces inputs, which no function does")
+    structures.check(program["arguments"], count, "its arguments")
+    structures.check(program["outputs"], len(graph.outputs), "its results")
+    if program["arguments"][0] != "tuple":
+        raise DataError("its arguments are no tuple")
+    names = graph.input_names or ("",) * len(graph.inputs)
+    return Signature(
+        program["function"],
+        program["arguments"],
+        program["outputs"],
+        tuple(names[:count]),
+        tuple(v.type for v in graph.inputs[:count]),
+    )
+
+
+def _restored(path: Path, data: bytes | None, graph: Graph, count: int) -> list[Array]:
+    types = [v.type for v in graph.inputs[count:]]
+    if data is None and not types:
+        return []
+    if data is None:
+        raise CheckpointError(f"{path}: damaged, the arrays of its function are missing")
+    import ml_dtypes  # noqa: F401  # registers bfloat16 with NumPy
+    from safetensors.numpy import load as from_bytes
+
+    found = from_bytes(data)
+    arrays = [np.array(found.get(str(i))) for i in range(len(types))]
+    for x, type in zip(arrays, types, strict=True):
+        if x.shape != type.shape or x.dtype != type.dtype.numpy or len(found) != len(types):
+            raise CheckpointError(f"{path}: damaged, an array is {x.dtype}{list(x.shape)}: {type}")
+    return arrays
+
+
+def _decided(plan: Any) -> list[Decided]:
+    made = []
+    for recipe in plan:
+        d = Decided(
+            recipe["recipe"],
+            recipe["graph"],
+            tuple(tuple(order) for order in recipe["orders"]),
+            recipe["buffers"],
+            tuple(recipe["offsets"]),
+        )
+        numbers = [*d.offsets, *(i for order in d.orders for i in order)]
+        texts = (d.recipe, d.graph, d.buffers)
+        if not all(type(n) is int and 0 <= n < 2**60 for n in numbers) or not all(
+            isinstance(text, str) for text in texts
+        ):
+            raise DataError("its plan is none")
+        made.append(d)
+    return made
