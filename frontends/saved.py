@@ -65,10 +65,13 @@ def export(compiled: Compiled, path: str | os.PathLike[str]) -> None:
             f"{where()}nothing is compiled on the {run.executable.device.name} device: compile "
             "with backend='native' to export, or save() the function as data"
         )
+    from retrograde import __version__
     from retrograde.runtime.native import binaries
 
-    sources = [recipe.kernels for recipe in run.executable.program.recipes]
-    archive.write(path, FORMAT, VERSION, CODE, {**parts, **binaries.collect(sources)})
+    recipes = run.executable.program.recipes
+    libraries = binaries.collect([text for r in recipes for text in r.kernels], __version__)
+    shown = {f"{binaries.FOLDER}schedule{i}.py": r.source.encode() for i, r in enumerate(recipes)}
+    archive.write(path, FORMAT, VERSION, CODE, {**parts, **libraries, **shown})
 
 
 def _parts(compiled: Compiled) -> tuple[dict[str, bytes], Runnable]:
@@ -130,10 +133,13 @@ def load(
                 f"{path}: holds compiled code, which would run with all your rights: load it with "
                 "trust=True if you trust who wrote it, or ask for a file made with save()"
             )
+        from retrograde import __version__
         from retrograde.runtime.native import binaries
 
-        binaries.provide(path, {k: v for k, v in parts.items() if binaries.is_one(k)})
-    return _loaded(Path(path), parts, backend, threads)
+        if backend not in (None, "native"):
+            raise DeviceError(f"{path}: holds code for the native device, not for {backend!r}")
+        binaries.provide(path, parts, __version__)
+    return _loaded(Path(path), parts, backend, threads, kind == CODE)
 
 
 class Loaded(Compiled):
@@ -172,9 +178,7 @@ class Loaded(Compiled):
         """As the function that was saved."""
         arrays = self._signature.arrays(args)
         sizes = self._signature.sizes(arrays)
-        with self._lock:
-            run = self._run
-        return self._result(run.run([*arrays, *self._captured], sizes))
+        return self._result(self._run.run([*arrays, *self._captured], sizes))
 
     def _saved(self) -> tuple[Signature, Graph, Sequence[Array], Runnable]:
         return self._signature, self._graph, self._captured, self._run
@@ -184,7 +188,7 @@ class Loaded(Compiled):
 
 
 def _loaded(
-    path: Path, parts: Mapping[str, bytes], backend: str | None, threads: int | None
+    path: Path, parts: Mapping[str, bytes], backend: str | None, threads: int | None, code: bool
 ) -> Compiled:
     try:
         program, plan = _read_json(path, parts, PROGRAM), _read_json(path, parts, PLAN)
@@ -203,6 +207,8 @@ def _loaded(
             f"{path}: holds no valid program ({type(error).__name__}: {error})"
         ) from error
     options["other device"] = not (backend is None and threads is None)
+    if code:  # its libraries are those of a schedule for so many threads
+        options["backend"], options["threads"] = "native", options["planned"]["threads"]
     if backend is not None:
         options["backend"] = backend
     if threads is not None:
@@ -234,11 +240,13 @@ def _read_json(path: Path, parts: Mapping[str, bytes], name: str) -> Any:
 
 def _options(path: Path, program: Any) -> dict[str, Any]:
     at, budget, threads = program["at"], program["budget"], program["threads"]
-    whole = [*at.values(), *(x for x in (budget, threads, program["inputs"]) if x is not None)]
+    planned = program["planned"]
+    numbers = (budget, threads, program["inputs"], planned["threads"])
+    whole = [*at.values(), *(x for x in numbers if x is not None)]
     if any(type(x) is not int or not 0 <= x < 2**48 for x in whole):
         raise DataError("a size, a budget or a number of threads is none")
-    if not isinstance(program["backend"], str) or not isinstance(program["planned"], dict):
-        raise DataError("it does not say how it was compiled")
+    if not isinstance(program["backend"], str):
+        raise DataError("it does not say for what it was compiled")
     names = ("at", "budget", "backend", "threads", "planned")
     return {name: program[name] for name in names}
 
