@@ -109,7 +109,7 @@ class Compiled(Explained):
 
     def clone(self) -> Compiled:
         """The same program with memory of its own, to run beside this one."""
-        other: Compiled = object.__new__(Compiled)
+        other: Compiled = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._lock = threading.Lock()
         other._run = self._run.clone()

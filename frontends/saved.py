@@ -46,6 +46,11 @@ from retrograde.traces import checked_at
 FORMAT, VERSION = "retrograde program", 1
 PROGRAM, GRAPH, PLAN, ARRAYS = "program.json", "graph.ir", "plan.json", "arrays.safetensors"
 DATA, CODE = "data", "data and compiled code"  # kinds of files
+# What safetensors calls them.
+_STORED = {
+    "bool": "BOOL", "u8": "U8", "i8": "I8", "u16": "U16", "i16": "I16", "u32": "U32", "i32": "I32",
+    "u64": "U64", "i64": "I64", "f16": "F16", "bf16": "BF16", "f32": "F32", "f64": "F64",
+}  # fmt: skip
 _MOST = 1 << 26  # bytes of a text that is read
 
 
@@ -277,14 +282,20 @@ def _restored(path: Path, data: bytes | None, graph: Graph, count: int) -> list[
         return []
     if data is None:
         raise CheckpointError(f"{path}: damaged, the arrays of its function are missing")
-    import ml_dtypes  # noqa: F401  # registers bfloat16 with NumPy
-    from safetensors.numpy import load as from_bytes
+    from safetensors import deserialize
 
-    found = from_bytes(data)
-    arrays = [np.array(found.get(str(i))) for i in range(len(types))]
-    for x, type in zip(arrays, types, strict=True):
-        if x.shape != type.shape or x.dtype != type.dtype.numpy or len(found) != len(types):
-            raise CheckpointError(f"{path}: damaged, an array is {x.dtype}{list(x.shape)}: {type}")
+    found = dict(deserialize(data))
+    arrays = []
+    for i, type in enumerate(types):
+        held = found.pop(str(i))
+        array = np.frombuffer(held["data"], type.dtype.numpy.newbyteorder("<"))
+        arrays.append(array.reshape(held["shape"]).astype(type.dtype.numpy, copy=False))
+        if arrays[-1].shape != type.shape or held["dtype"] != _STORED[type.dtype.name]:
+            raise CheckpointError(
+                f"{path}: damaged, an array is {held['dtype']}{held['shape']} and not {type}"
+            )
+    if found:
+        raise CheckpointError(f"{path}: damaged, it has more arrays than its graph takes")
     return arrays
 
 

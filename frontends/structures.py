@@ -112,8 +112,8 @@ def _setting(x: Any, path: str) -> Any:
     if isinstance(x, enum.Enum):
         return ["object", f"{_name(type(x))}.{x.name}"]
     if isinstance(x, (type, types.FunctionType, types.BuiltinFunctionType, np.ufunc)):
-        name = f"numpy:{x.__name__}" if isinstance(x, np.ufunc) else _name(x)
-        if "<" not in name:
+        name = _leading_to(x)
+        if name:
             return ["object", name]
     shown = getattr(x, "__qualname__", type(x).__name__)
     raise UnsupportedError(
@@ -124,6 +124,20 @@ def _setting(x: Any, path: str) -> Any:
 
 def _name(x: Any) -> str:
     return f"{x.__module__}:{x.__qualname__}"
+
+
+def _leading_to(x: Any) -> str:
+    """The name by which `x` is found again: in its module, or in a package around it."""
+    module = "numpy" if isinstance(x, np.ufunc) else x.__module__ or ""
+    name = getattr(x, "__qualname__", x.__name__)
+    while module:
+        try:
+            if _looked_up(f"{module}:{name}") is x:
+                return f"{module}:{name}"
+        except CheckpointError:
+            pass
+        module = module.rpartition(".")[0]
+    return ""
 
 
 # --- description and tree -> leaves
