@@ -12,9 +12,9 @@ from retrograde.custom import custom_vjp, remat, stop_gradient
 from retrograde.eager_mode import eager
 from retrograde.gradients import grad, jvp, value_and_grad, vjp
 from retrograde.jitted import jit
+from retrograde.loading import load
 from retrograde.loops import scan
 from retrograde.mean import Mean
-from retrograde.loading import load
 from retrograde.specs import Spec, dim, spec
 from retrograde.tracer import Tracer
 from retrograde.traces import trace

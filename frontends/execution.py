@@ -23,6 +23,7 @@ from retrograde.specs import size_of
 
 Array = npt.NDArray[Any]
 
+BACKENDS = ("auto", "numpy", "native", "cupy")
 _UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
           "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip
 
@@ -81,7 +82,7 @@ def checked_backend(backend: str) -> str:
     """A backend that there is; RETROGRADE_BACKEND says what "auto" means where it is set."""
     if backend == "auto":
         backend = os.environ.get("RETROGRADE_BACKEND") or "auto"
-    if backend not in ("auto", "numpy", "native", "cupy"):
+    if backend not in BACKENDS:
         raise DeviceError(
             f"{where()}unknown backend {backend!r}: use 'auto', 'native', 'numpy' or 'cupy'"
         )

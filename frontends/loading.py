@@ -1,12 +1,9 @@
-"""`load(path)`: a file that a compiled function was saved to -> the function, compiled anew."""
+"""`load(path)`: what a compiled function or training step was saved to -> that, compiled anew."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from retrograde.compiled import Compiled
+from typing import Any
 
 
 def load(
@@ -15,8 +12,9 @@ def load(
     backend: str | None = None,
     threads: int | None = None,
     trust: bool = False,
-) -> Compiled:
-    """The compiled function that `save` or `export` wrote to `path`, to be called as before.
+) -> Any:
+    """The compiled function that `save` or `export` wrote to `path`, to be called as before; of a
+    checkpoint that was saved with `program=True`, the training step.
 
     Its plan is the one it had.  Code is generated anew, or comes from the cache; nothing in a saved
     file is executed.  `backend` and `threads` are those it was compiled with unless given.  An

@@ -15,7 +15,8 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,22 @@ from retrograde.compiler.ir.graph import Graph, TensorType
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.verify import verify
 from retrograde.compiler.plan.decided import Decided
-from retrograde.execution import Array, Runnable, checked_backend, checked_budget, runnable
+from retrograde.execution import (
+    BACKENDS,
+    Array,
+    Runnable,
+    checked_backend,
+    checked_budget,
+    runnable,
+)
 from retrograde.runtime import archive
 from retrograde.signature import Signature
 from retrograde.traces import checked_at
+from retrograde.training import TrainStep
 
 FORMAT, VERSION = "retrograde program", 1
 PROGRAM, GRAPH, PLAN, ARRAYS = "program.json", "graph.ir", "plan.json", "arrays.safetensors"
-DATA, CODE = "data", "data and compiled code"  # kinds of files
+DATA, CODE, STEP = "data", "data and compiled code", "training step"  # kinds of files
 # What safetensors calls them.
 _STORED = {
     "bool": "BOOL", "u8": "U8", "i8": "I8", "u16": "U16", "i16": "I16", "u32": "U32", "i32": "I32",
@@ -81,32 +90,42 @@ def export(compiled: Compiled, path: str | os.PathLike[str]) -> None:
 
 def _parts(compiled: Compiled) -> tuple[dict[str, bytes], Runnable]:
     signature, graph, captured, run = compiled._saved()
-    text = graph.text()
-    if parse(text).text() != text:
-        raise UnsupportedError(f"{where()}the graph of {graph.name} cannot be written as text")
     program = {
         "function": signature.function,
         "arguments": signature.arguments,
         "outputs": signature.outputs,
         "inputs": len(signature.names),
-        "at": compiled._at,
-        "budget": compiled._budget,
-        "backend": compiled._backend,
-        "threads": compiled._threads,
-        "planned": _circumstances(run),
+        **how_compiled(compiled),
     }
+    return packed(program, graph, captured, run), run
+
+
+def how_compiled(compiled: Any) -> dict[str, Any]:
+    """The options that a function or training step was compiled with."""
+    names = ("at", "budget", "backend", "threads")
+    return {name: getattr(compiled, f"_{name}") for name in names}
+
+
+def packed(
+    program: Mapping[str, Any], graph: Graph, captured: Sequence[Array], run: Runnable
+) -> dict[str, bytes]:
+    """The parts of a file; `unpacked` gives back what went in."""
+    text = graph.text()
+    if parse(text).text() != text:
+        raise UnsupportedError(f"{where()}the graph of {graph.name} cannot be written as text")
     plan = [asdict(made.decided()) for made in run.recipes]
-    parts = {PROGRAM: _json(program), GRAPH: text.encode(), PLAN: _json(plan)}
+    about = {**program, "planned": circumstances(run)}
+    parts = {PROGRAM: _json(about), GRAPH: text.encode(), PLAN: _json(plan)}
     if captured:
         parts[ARRAYS] = _stored(captured)
-    return parts, run
+    return parts
 
 
 def _json(x: Any) -> bytes:
     return json.dumps(x, separators=(",", ":")).encode("ascii") + b"\n"
 
 
-def _circumstances(run: Runnable) -> dict[str, Any]:
+def circumstances(run: Runnable) -> dict[str, Any]:
     """What a plan depends on beside the graph."""
     from retrograde import __version__
 
@@ -127,9 +146,15 @@ def _stored(arrays: Sequence[Array]) -> bytes:
 
 def load(
     path: str | os.PathLike[str], backend: str | None, threads: int | None, trust: bool
-) -> Compiled:
+) -> Compiled | TrainStep:
     """`rg.load`."""
+    if Path(path).is_dir():
+        from retrograde.saved_steps import load_step
+
+        return load_step(Path(path), backend, threads)
     kind, parts = archive.read(path, FORMAT, VERSION)
+    if kind == STEP:
+        raise CheckpointError(f"{path}: is part of a checkpoint: load the folder that it is in")
     if kind not in (DATA, CODE):
         raise CheckpointError(f"{path}: damaged, it is neither data nor code but {kind!r}")
     if kind == CODE:
@@ -147,6 +172,20 @@ def load(
     return _loaded(Path(path), parts, backend, threads, kind == CODE)
 
 
+def tell_drift(path: Path, run: Runnable, options: Mapping[str, Any]) -> None:
+    """A notice where a program was planned anew, though nothing else was asked for."""
+    if options["other device"] or all(made.as_decided for made in run.recipes):
+        return
+    now, then = circumstances(run), options["planned"]
+    odd = [f"{k} was {then.get(k)}, is {v}" for k, v in now.items() if then.get(k) != v]
+    warnings.warn(
+        f"{path}: planned anew, so that the peak may be another one: "
+        f"{', '.join(odd) or 'the RETROGRADE_ variables differ'}",
+        Notice,
+        stacklevel=6,
+    )
+
+
 class Loaded(Compiled):
     """A compiled function from a file: the arrays that it read from outside are its own."""
 
@@ -154,6 +193,7 @@ class Loaded(Compiled):
         self,
         path: Path,
         signature: Signature,
+        result: Callable[[Sequence[Array]], Any],
         graph: Graph,
         captured: Sequence[Array],
         decided: Sequence[Decided],
@@ -164,20 +204,11 @@ class Loaded(Compiled):
         self._at = checked_at(options["at"], graph.symbols())
         self._budget = checked_budget(options["budget"], self._at, graph.symbols())
         self._backend, self._threads = options["backend"], options["threads"]
-        self._result = signature.builder()
+        self._result = result
         self._run = runnable(
             graph, self._at, self._backend, self._threads, self._budget, decided
         )
-        now = _circumstances(self._run)
-        if not all(made.as_decided for made in self._run.recipes) and not options["other device"]:
-            then = options["planned"]
-            odd = [f"{k} was {then.get(k)}, is {v}" for k, v in now.items() if then.get(k) != v]
-            warnings.warn(
-                f"{path}: planned anew, so that the peak may be another one: "
-                f"{', '.join(odd) or 'the RETROGRADE_ variables differ'}",
-                Notice,
-                stacklevel=5,
-            )
+        tell_drift(path, self._run, options)
 
     def __call__(self, *args: Any) -> Any:
         """As the function that was saved."""
@@ -192,42 +223,55 @@ class Loaded(Compiled):
         return self._graph.name, self._signature.names, self._signature.types
 
 
-def _loaded(
-    path: Path, parts: Mapping[str, bytes], backend: str | None, threads: int | None, code: bool
-) -> Compiled:
-    try:
+Contents = tuple[dict[str, Any], dict[str, Any], Graph, list[Array], list[Decided]]
+
+
+def unpacked(
+    path: Path, parts: Mapping[str, bytes], backend: str | None, threads: int | None
+) -> Contents:
+    """What `packed` wrote, checked: the program, its options, graph, arrays and plan.
+
+    Raises CheckpointError for anything that no program of ours looks like."""
+    with refusing(path, "holds no valid program"):
         program, plan = _read_json(path, parts, PROGRAM), _read_json(path, parts, PLAN)
         graph = parse(_text(path, parts, GRAPH))
         verify(graph, made_by="the file")
-        options = _options(path, program)
+        options = _options(program)
         captured = _restored(path, parts.get(ARRAYS), graph, program["inputs"])
-        signature = _signature(program, graph)
         decided = _decided(plan)
-    except CheckpointError:
-        raise
-    except RetrogradeError as error:
-        raise CheckpointError(f"{path}: holds no valid program: {error}") from error
-    except Exception as error:  # what a file holds may be of any shape
-        raise CheckpointError(
-            f"{path}: holds no valid program ({type(error).__name__}: {error})"
-        ) from error
     options["other device"] = not (backend is None and threads is None)
-    if code:  # its libraries are those of a schedule for so many threads
-        options["backend"], options["threads"] = "native", options["planned"]["threads"]
     if backend is not None:
-        options["backend"] = backend
+        options["backend"] = checked_backend(backend)
     if threads is not None:
         options["threads"] = threads
-    checked_backend(options["backend"])
+    return program, options, graph, captured, decided
+
+
+@contextmanager
+def refusing(path: Path, what: str) -> Iterator[None]:
+    """Whatever is raised by what a file holds ends as a CheckpointError that names the file."""
     try:
-        return Loaded(path, signature, graph, captured, decided, options)
+        yield
     except (CheckpointError, DeviceError, BudgetError):
         raise
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: its program cannot be compiled ({type(error).__name__}: {error}). If the "
-            "file is as it was saved, compile the function anew"
-        ) from error
+    except RetrogradeError as error:
+        raise CheckpointError(f"{path}: {what}: {error}") from error
+    except Exception as error:  # a file may hold anything
+        raise CheckpointError(f"{path}: {what} ({type(error).__name__}: {error})") from error
+
+
+def _loaded(
+    path: Path, parts: Mapping[str, bytes], backend: str | None, threads: int | None, code: bool
+) -> Compiled:
+    program, options, graph, captured, decided = unpacked(path, parts, backend, threads)
+    if code:  # its libraries are those of a schedule for so many threads
+        options["backend"], options["threads"] = "native", options["planned"]["threads"]
+    with refusing(path, "holds no valid program"):
+        signature = _signature(program, graph)
+    with refusing(path, "what it returns cannot be made"):
+        result = signature.builder()
+    with refusing(path, "its program cannot be compiled"):
+        return Loaded(path, signature, result, graph, captured, decided, options)
 
 
 def _text(path: Path, parts: Mapping[str, bytes], name: str) -> str:
@@ -243,14 +287,14 @@ def _read_json(path: Path, parts: Mapping[str, bytes], name: str) -> Any:
     return json.loads(_text(path, parts, name))
 
 
-def _options(path: Path, program: Any) -> dict[str, Any]:
+def _options(program: Any) -> dict[str, Any]:
     at, budget, threads = program["at"], program["budget"], program["threads"]
     planned = program["planned"]
     numbers = (budget, threads, program["inputs"], planned["threads"])
     whole = [*at.values(), *(x for x in numbers if x is not None)]
     if any(type(x) is not int or not 0 <= x < 2**48 for x in whole):
         raise DataError("a size, a budget or a number of threads is none")
-    if not isinstance(program["backend"], str):
+    if program["backend"] not in BACKENDS or 0 in (threads, planned["threads"]):
         raise DataError("it does not say for what it was compiled")
     names = ("at", "budget", "backend", "threads", "planned")
     return {name: program[name] for name in names}
@@ -282,9 +326,9 @@ def _restored(path: Path, data: bytes | None, graph: Graph, count: int) -> list[
         return []
     if data is None:
         raise CheckpointError(f"{path}: damaged, the arrays of its function are missing")
-    from safetensors import deserialize
+    import safetensors
 
-    found = dict(deserialize(data))
+    found = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
     arrays = []
     for i, type in enumerate(types):
         held = found.pop(str(i))

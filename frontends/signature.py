@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retrograde import structures
+from retrograde.building import builder
 from retrograde.compiler.errors import ShapeError
 from retrograde.compiler.ir.binding import bind_sizes
 from retrograde.compiler.ir.graph import TensorType
 from retrograde.compiler.ir.location import where
-from retrograde.structures import Described
+from retrograde.structures import Described, describe
+from retrograde.taking import take
 from retrograde.traces import Array, Declared, as_array
 from retrograde.tracing import Traced, name_of
 
@@ -38,8 +39,8 @@ class Signature:
         name = name_of(declared.fn)
         return cls(
             name,
-            structures.describe(declared.structure, settings, f"arguments of {name}: "),
-            structures.describe(traced.structure, {}, f"result of {name}: "),
+            describe(declared.structure, settings, f"arguments of {name}: "),
+            describe(traced.structure, {}, f"result of {name}: "),
             tuple(declared.input_names),
             declared.types,
         )
@@ -55,7 +56,7 @@ class Signature:
             raise ShapeError(
                 f"{where()}{self.function} takes {expected} arguments, got {len(args)}"
             )
-        leaves = structures.take(self.arguments, tuple(args), len(self.names), "argument")
+        leaves = take(self.arguments, tuple(args), len(self.names), "argument")
         return [
             as_array(x, type, name)
             for x, type, name in zip(leaves, self.types, self.names, strict=True)
@@ -67,4 +68,4 @@ class Signature:
 
     def builder(self) -> Callable[[Sequence[Array]], Any]:
         """What makes the result of a call of its outputs."""
-        return structures.builder(self.outputs)
+        return builder(self.outputs)

@@ -10,7 +10,6 @@ the user to say, before.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -62,7 +61,7 @@ def provide(path: str | os.PathLike[str], parts: Mapping[str, bytes], version: s
 
 def _about(path: str | os.PathLike[str], parts: Mapping[str, bytes]) -> dict[str, Any]:
     try:
-        about = json.loads(parts[LIST])
+        about: dict[str, Any] = json.loads(parts[LIST])
         libraries = about["libraries"]
         whole = (
             isinstance(about["version"], str)

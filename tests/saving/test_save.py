@@ -19,7 +19,7 @@ from retrograde import tree
 from retrograde.compiler.ir import parse
 from retrograde.errors import CheckpointError, DataError, DTypeError, ShapeError, UnsupportedError
 from retrograde.runtime.native.toolchain import find_toolchain
-from tests.saving.programs import D, GPT, NAN_WITH_SIGN, PROGRAMS, SIZES, Net, compiled, net, normal
+from tests.saving.programs import GPT, NAN_WITH_SIGN, PROGRAMS, SIZES, D, Net, compiled, net, normal
 
 X = rg.spec("f32", "B", 5)
 
