@@ -121,7 +121,7 @@ class Compiled(Explained):
         The file holds the graph, the plan and the arrays that the function reads from outside, as
         they are now: data, and no code.  Raises UnsupportedError for arguments or results that a
         file cannot describe, CheckpointError where it cannot be written."""
-        from retrograde.saved import save
+        from retrograde.saving import save
 
         save(self, path)
 
@@ -130,7 +130,7 @@ class Compiled(Explained):
 
         `rg.load(path, trust=True)` runs that code: it needs no C compiler.  Raises DeviceError
         where nothing was compiled, because the backend is another."""
-        from retrograde.saved import export
+        from retrograde.saving import export
 
         export(self, path)
 

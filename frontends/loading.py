@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 
@@ -22,6 +23,10 @@ def load(
     say so only of a file from where you would also take a program.  Raises CheckpointError for a
     file that is damaged, of another format, or untrusted, DeviceError for compiled code of another
     processor."""
-    from retrograde import saved  # few programs load anything
+    if Path(path).is_dir():
+        from retrograde.loaded_steps import load_step  # few programs load anything
 
-    return saved.load(path, backend, threads, trust)
+        return load_step(Path(path), backend, threads)
+    from retrograde.loaded import load_function
+
+    return load_function(path, backend, threads, trust)

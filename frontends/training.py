@@ -339,16 +339,17 @@ class TrainStep(Diagnosed, Explained):
 
         With `program` also what was compiled, as data: then `rg.load(path)` gives back the step,
         without the Python of the model, the loss and the optimizer."""
-        from retrograde import saved_steps  # it imports this module
+        from retrograde import saving  # many steps are never saved
 
         # What cannot be saved is told before anything is written.
-        made = saved_steps.step_parts(self) if program else None
+        with self._lock:
+            made = saving.step_parts(self) if program else None
         tensors, meta = self.state()
         checkpoint.prepare(path)
-        saved_steps.forget_another(path, self)
+        saving.forget_another(path, self)
         checkpoint.save(path, tensors, meta)
         if made is not None:
-            saved_steps.write(path, made)
+            saving.write_step(path, made)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Continues from a checkpoint, bit for bit; CheckpointError, with nothing changed, for one

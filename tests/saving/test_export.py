@@ -17,7 +17,7 @@ import retrograde as rg
 from retrograde.errors import CheckpointError, DeviceError
 from retrograde.runtime import archive
 from retrograde.runtime.native import binaries, toolchain
-from retrograde.saved import CODE, FORMAT, VERSION
+from retrograde.saving import CODE, FORMAT, VERSION
 from tests.saving.programs import GPT, PROGRAMS, compiled
 
 pytestmark = pytest.mark.skipif(

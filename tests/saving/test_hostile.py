@@ -25,7 +25,7 @@ import retrograde as rg
 from retrograde.errors import CheckpointError, DataError, RetrogradeError
 from retrograde.runtime import archive
 from retrograde.runtime.native.toolchain import find_toolchain
-from retrograde.saved import ARRAYS, DATA, FORMAT, GRAPH, PLAN, PROGRAM, VERSION
+from retrograde.saving import ARRAYS, DATA, FORMAT, GRAPH, PLAN, PROGRAM, VERSION
 from tests.saving.programs import PROGRAMS, compiled
 
 SECONDS = 5.0  # that a small file may take; some hundred times what it does
@@ -278,7 +278,7 @@ def test_names_are_never_code(
 
 @pytest.mark.parametrize(
     "symbol",
-    ["import", "None", "__import__", "min", "a b", "x;y", "\ufb01", "\uff560", "B\n", '"B"', "1B", "B.c"],
+    ["import", "None", "__import__", "min", "a b", "x;y", "\ufb01", "\uff560", "B\n", '"B"', "1B"],
 )
 def test_sizes_of_odd_names(symbol: str, tmp_path: Path) -> None:
     text = f"dims {symbol}>=1\ngraph f(%0 x: f32[{symbol}]) {{\n  return %0\n}}\n"
@@ -328,7 +328,7 @@ def test_nodes_that_are_none(node: str, tmp_path: Path) -> None:
         ["module", "retrograde.nn.layers:Linear",
          [["weight", ["leaf", 0]], ["bias", ["is", ["object", "os:system"]]]]],
         ["module", "retrograde.nn.layers:Linear",
-         [["weight", ["leaf", 0]], ["bias", ["is", ["object", "retrograde.saved:os.system"]]]]],
+         [["weight", ["leaf", 0]], ["bias", ["is", ["object", "retrograde.saving:os.system"]]]]],
         ["module", "subprocess:Popen", [["a", ["leaf", 0]]]],
         ["module", "retrograde.mean:Mean", [["a", ["leaf", 0]]]],
         ["class", "subprocess:Popen", 1, [["leaf", 0]]],
@@ -380,7 +380,7 @@ def test_archives_that_are_no_files_of_ours(tmp_path: Path) -> None:
         rg.load(path)
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         rg.load(tmp_path / "missing")
-    with pytest.raises(CheckpointError, match="is no file"):
+    with pytest.raises(CheckpointError, match="is a folder"):
         rg.load(tmp_path)
     with pytest.raises(CheckpointError, match="cannot be read"):
         rg.load("a\0b")

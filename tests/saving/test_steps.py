@@ -16,8 +16,7 @@ import retrograde.numpy as rnp
 from retrograde.errors import CheckpointError, DataError, RetrogradeError, ShapeError
 from retrograde.runtime import archive
 from retrograde.runtime.native.toolchain import find_toolchain
-from retrograde.saved import FORMAT, PROGRAM, VERSION
-from retrograde.saved_steps import FILE, KIND, step_parts
+from retrograde.saving import FILE, FORMAT, PROGRAM, STEP, VERSION, step_parts
 from tests.saving.programs import normal
 
 IDS = rg.spec("i32", "B", rg.dim("T", max=12))
@@ -153,7 +152,7 @@ def test_files_that_were_changed(tmp_path: Path) -> None:
         program = json.loads(parts[PROGRAM])
         program[rng.choice(list(program))] = rng.choice(odd)
         changed = {**parts, PROGRAM: json.dumps(program).encode()}
-        archive.write(tmp_path / FILE, FORMAT, VERSION, KIND, changed)
+        archive.write(tmp_path / FILE, FORMAT, VERSION, STEP, changed)
         try:
             rg.load(tmp_path)
         except RetrogradeError as error:

@@ -1,14 +1,10 @@
-"""Training steps in checkpoints: beside the state what was compiled, as data, and back.
+"""Training steps from checkpoints that hold their program too.
 
-    program.rg     the file of the step: what it takes, graph, plan; as of a compiled function
-
-The state is that of the checkpoint.  Invariant: a step that was loaded goes on bit for bit as the
-one that was saved.
+Invariant: a step that was loaded goes on bit for bit as the one that was saved.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,63 +20,14 @@ from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.plan.decided import Decided
 from retrograde.execution import Array, checked_budget, runnable
+from retrograde.reading import refusing, tell_drift, unpacked
 from retrograde.runtime import archive
-from retrograde.saved import (
-    FORMAT,
-    GRAPH,
-    STEP,
-    VERSION,
-    how_compiled,
-    packed,
-    refusing,
-    tell_drift,
-    unpacked,
-)
+from retrograde.saving import FILE, FORMAT, STEP, VERSION
 from retrograde.structures import Described
 from retrograde.taking import take
 from retrograde.traces import checked_at
 from retrograde.training import TrainStep
 from retrograde.training_graph import KEY_TYPE, StepParts, TracedStep
-
-FILE, KIND = "program.rg", STEP
-
-
-def step_parts(step: TrainStep) -> dict[str, bytes]:
-    """The parts of a step's file."""
-    model, batch = step._descriptions()
-    parts = step._parts
-    with step._lock:
-        captured, graph = list(step._now()), step._traced.graph
-    program = {
-        "model": model,
-        "batch": batch,
-        "paths": step._paths,
-        "trained": list(parts.trained),
-        "state": len(parts.state_types),
-        "entries": len(parts.batch_types),
-        "inputs": len(parts.types),
-        "metrics": list(step._traced.metrics),
-        **how_compiled(step),
-    }
-    return packed(program, graph, captured, step._run)
-
-
-def write(path: str | os.PathLike[str], parts: Mapping[str, bytes]) -> None:
-    """Puts a step's file into its checkpoint."""
-    archive.write(Path(path) / FILE, FORMAT, VERSION, KIND, parts)
-
-
-def forget_another(path: str | os.PathLike[str], step: TrainStep) -> None:
-    """Removes the file of another step, whose state is no longer the one that is there."""
-    file = Path(path) / FILE
-    if not file.exists():
-        return
-    try:
-        held = archive.read(file, FORMAT, VERSION)[1].get(GRAPH)
-    except CheckpointError:
-        held = None
-    if held != step._traced.graph.text().encode():
-        file.unlink(missing_ok=True)
 
 
 def load_step(path: Path, backend: str | None, threads: int | None) -> LoadedStep:
@@ -92,7 +39,7 @@ def load_step(path: Path, backend: str | None, threads: int | None) -> LoadedSte
             "step.save(path, program=True), or compile the step and restore(path)"
         )
     kind, parts = archive.read(file, FORMAT, VERSION)
-    if kind != KIND:
+    if kind != STEP:
         raise CheckpointError(f"{file}: is no training step but {kind!r}")
     program, options, graph, captured, decided = unpacked(file, parts, backend, threads)
     with refusing(file, "holds no valid training step"):
@@ -128,9 +75,7 @@ class LoadedStep(TrainStep):
         self._traced = TracedStep(graph, metrics, tuple(captured), nothing)
         self._at = checked_at(options["at"], graph.symbols())
         self._budget = checked_budget(options["budget"], self._at, graph.symbols())
-        self._run = runnable(
-            graph, self._at, self._backend, self._threads, self._budget, decided
-        )
+        self._run = runnable(graph, self._at, self._backend, self._threads, self._budget, decided)
         tell_drift(path, self._run, options)
         self._last = dict(self._at)
         self._key = np.zeros(KEY_TYPE.shape, KEY_TYPE.dtype.numpy)  # restored with the rest
