@@ -12,11 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import retrograde as rg
 import retrograde.numpy as rnp
 from retrograde import tree
-from retrograde.compiler.ir import parse
+from retrograde.compiler.ir import dtypes, parse
+from retrograde.compiler.ir.builder import Builder
+from retrograde.compiler.ir.expr import Expr
+from retrograde.compiler.ir.registry import lookup
 from retrograde.errors import CheckpointError, DataError, DTypeError, ShapeError, UnsupportedError
 from retrograde.runtime.native.toolchain import find_toolchain
 from tests.saving.programs import GPT, NAN_WITH_SIGN, PROGRAMS, SIZES, D, Net, compiled, net, normal
@@ -334,3 +339,18 @@ def test_options_can_be_others_when_loading(tmp_path: Path) -> None:
         rg.load(tmp_path / "program", backend="tpu")
     assert loaded.largest("T", "1MiB", B=D) == compiled("lstm").largest("T", "1MiB", B=D)
     assert GPT is PROGRAMS["gpt"].specs[0]
+
+
+NUMBERS = st.one_of(
+    st.integers(-(2**70), 2**70), st.floats(), st.booleans(), st.sampled_from([-0.0, 5e-324])
+)
+
+
+@given(NUMBERS)
+def test_every_number_comes_back(number: float) -> None:
+    with Builder("numbers", Expr) as builder:
+        made = lookup("constant")(value=number, dtype=dtypes.f64)
+    graph = builder.finish([made.value])
+    (node,) = parse(graph.text()).nodes
+    assert repr(node.attrs["value"]) == repr(number)
+    assert type(node.attrs["value"]) is type(number)
