@@ -72,7 +72,9 @@ def export(compiled: Function, path: str | os.PathLike[str]) -> None:
     from retrograde.runtime.native import binaries
 
     recipes = run.executable.program.recipes
-    libraries = binaries.collect([text for r in recipes for text in r.kernels], __version__)
+    libraries = binaries.collect(
+        [file.text for r in recipes for file in r.kernels], __version__
+    )
     shown = {f"{binaries.FOLDER}schedule{i}.py": r.source.encode() for i, r in enumerate(recipes)}
     archive.write(path, FORMAT, VERSION, CODE, {**parts, **libraries, **shown})
 

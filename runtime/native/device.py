@@ -119,7 +119,7 @@ class NativeDevice(NumpyDevice):
 
 def _compiled(kernels: Sequence[KernelFile]) -> list[ctypes.CDLL]:
     """The libraries of the C files, compiled as many at a time as there are processors."""
-    toolchain = None if all(map(is_provided, kernels)) else find_toolchain()
+    toolchain = None if all(is_provided(file.text) for file in kernels) else find_toolchain()
 
     def made(file: KernelFile) -> ctypes.CDLL:
         return load(shared_library(file.text, toolchain, name="kernels"))
