@@ -40,6 +40,9 @@ _COMMENT = re.compile(
     rf"[ \t]*+#[ \t]*+(?:(?P<file>{_STRING}|{PLAIN_FILE.pattern}):(?P<line>\d+))?+[ \t]*+"
     rf"(?:@ (?P<scope>{_NAME}))?+[ \t]*+(?:<(?P<origin>{_ORIGIN.pattern})>)?+[ \t]*+(?=\n|$)"
 )
+# Of one size: the proofs about quotients and extremes take time that grows with their number.
+MAX_LENGTH, MAX_FUNCTIONS = 1 << 13, 32
+_FUNCTIONS = re.compile(r"//|[%,]")
 _BRACKETS = re.compile(r'["()\[\]]')
 _TUPLE_END = re.compile(r"\s*+[,)}]")
 _WORD_VALUES: dict[str, Any] = {
@@ -398,6 +401,9 @@ class _Parser:
         return self.sizes[written]
 
     def read_size(self, written: str) -> Dim:
+        functions = len(_FUNCTIONS.findall(written))
+        if len(written) > MAX_LENGTH or functions > MAX_FUNCTIONS:
+            self.fail(f"a size of {len(written)} characters and {functions} functions is too long")
         try:
             size = dims.parse(written, self.symbols)
         except ShapeError as error:
