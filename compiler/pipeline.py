@@ -40,6 +40,7 @@ from retrograde.compiler.passes.scan_truncate import truncation
 from retrograde.compiler.passes.simplify import Simplify
 from retrograde.compiler.passes.tables import TableProducts
 from retrograde.compiler.plan.build import Planned, loops_in_runs, plan_program, time_loops
+from retrograde.compiler.plan.decided import Decided, buffers_digest, graph_digest
 from retrograde.compiler.plan.recipe import Recipe, Runs, TimeLoop
 from retrograde.compiler.plan.schedule import Order
 from retrograde.compiler.program import Program
@@ -63,6 +64,7 @@ END: tuple[Stage, ...] = (
     ("clean", DCE()),
     ("group", Group()),
 )
+BEFORE_ORDER = END[-1][0]
 PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS, *END)  # but for what depends on sizes
 
 
@@ -132,16 +134,35 @@ class CompiledRecipe:
     recipe: Recipe
     stages: Mapping[str, Graph]
     planned: Planned
+    orders: tuple[tuple[int, ...], ...]  # of the nodes of all graphs, bodies first
+    as_decided: bool = False  # nothing about it was searched for
+
+    def decided(self) -> Decided:
+        """What the search for it decided: given to `compile_graph`, it is not searched again."""
+        return Decided(
+            self.recipe.name,
+            graph_digest(self.stages[BEFORE_ORDER]),
+            self.orders,
+            buffers_digest(self.recipe.buffers),
+            self.planned.placement.offsets,
+        )
 
 
-def compile_graph(graph: Graph, options: Options | None = None) -> CompiledGraph:
+def compile_graph(
+    graph: Graph, options: Options | None = None, decided: Sequence[Decided] = ()
+) -> CompiledGraph:
     """Runs the pipeline.  Raises BudgetError where no recipe is within the budget at the sizes that
-    the plan is made for."""
+    the plan is made for.
+
+    A recipe that was `decided` before gets the order and the places that it had, if it is still
+    the same; DataError for decisions that are none."""
     with paused_collection():
-        return _compile(graph, options)
+        return _compile(graph, options, {d.recipe: d for d in decided})
 
 
-def _compile(graph: Graph, options: Options | None) -> CompiledGraph:
+def _compile(
+    graph: Graph, options: Options | None, decided: Mapping[str, Decided]
+) -> CompiledGraph:
     options = options or Options.from_environment()
     sizes = reference_sizes(graph, options.at)
     symbols = tuple(graph.symbols()[name] for name in sorted(graph.symbols()))
@@ -161,7 +182,12 @@ def _compile(graph: Graph, options: Options | None) -> CompiledGraph:
                 continue  # there is nothing in the graph for this recipe
             seen.add(text)
         limits = () if rung.passes else truncated  # the first rung cuts nothing
-        made.append(_recipe(rung, end, {**stages, **changed}, symbols, limits, sizes, options))
+        made.append(
+            _recipe(
+                rung, end, {**stages, **changed}, symbols, limits, sizes, options,
+                decided.get(rung.name),
+            )
+        )  # fmt: skip
     planned = made[0].planned
     program = Program(
         name=graph.name,
@@ -198,14 +224,19 @@ def _recipe(
     limits: tuple[tuple[Dim, int], ...],
     sizes: Mapping[str, int],
     options: Options,
+    decided: Decided | None,
 ) -> CompiledRecipe:
     """Runs the rest of the pipeline, and plans."""
     loops, runs = time_loops(graph), loops_in_runs(graph)
     sizes = {**sizes, **_reference_cuts(loops, runs, sizes)}
-    tables, order = ("tables", TableProducts(sizes)), ("order", Order(sizes))
-    last = _staged(graph, (*LOOPS, tables, *END, order), options)
+    last = _staged(graph, (*LOOPS, ("tables", TableProducts(sizes)), *END), options)
+    graph = last[BEFORE_ORDER]
+    if decided is not None and decided.graph != graph_digest(graph):
+        decided = None
+    order = Order(sizes, given=None if decided is None else iter(decided.orders))
+    last |= _staged(graph, (("order", order),), options)
     graph = last["order"]
-    planned = plan_program(graph, sizes, options.reuse, options.threads, options.native)
+    planned = plan_program(graph, sizes, options.reuse, options.threads, options.native, decided)
     own = dict.fromkeys(s for loop in loops for s in (loop.segment, loop.slots) if s)
     own |= dict.fromkeys(part.name for part in runs)
     everything = (*symbols, *(dims.symbols(dims.dim(s))[0] for s in own))
@@ -223,7 +254,9 @@ def _recipe(
         graph_cost(graph),
         rung.slower, loops, runs, limits, options.reuse,
     )  # fmt: skip
-    return CompiledRecipe(recipe, {**stages, **last}, planned)
+    return CompiledRecipe(
+        recipe, {**stages, **last}, planned, tuple(order.chosen), not planned.searched
+    )
 
 
 def _reference_cuts(

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from retrograde import debug, errors, numpy, random, tree
 from retrograde.branches import cond, while_loop
-from retrograde.compiled import Compiled, compile, load
+from retrograde.compiled import Compiled, compile
 from retrograde.custom import custom_vjp, remat, stop_gradient
 from retrograde.eager_mode import eager
 from retrograde.gradients import grad, jvp, value_and_grad, vjp
 from retrograde.jitted import jit
+from retrograde.loading import load
 from retrograde.loops import scan
 from retrograde.mean import Mean
 from retrograde.specs import Spec, dim, spec

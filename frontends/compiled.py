@@ -5,14 +5,14 @@ Invariant: one program serves all sizes within the bounds; what a call returns i
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from retrograde import tree
 from retrograde.captures import Captures, snapshot
-from retrograde.compiler.errors import UnsupportedError
-from retrograde.compiler.ir.location import where
+from retrograde.compiler.ir.graph import Graph, TensorType
 from retrograde.execution import (
     Array,
     Runnable,
@@ -25,6 +25,9 @@ from retrograde.execution import (
 from retrograde.explained import Explained
 from retrograde.traces import Declared, checked_at
 from retrograde.tracing import Traced
+
+if TYPE_CHECKING:
+    from retrograde.signature import Signature
 
 
 def compile(
@@ -106,30 +109,43 @@ class Compiled(Explained):
 
     def clone(self) -> Compiled:
         """The same program with memory of its own, to run beside this one."""
-        other: Compiled = object.__new__(Compiled)
+        other: Compiled = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._lock = threading.Lock()
         other._run = self._run.clone()
         return other
 
-    def save(self, path: Any) -> NoReturn:
-        """Not in this release."""
-        raise UnsupportedError(
-            f"{where()}saving compiled programs is not in this release: compile again, which takes "
-            "about a second"
-        )
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the compiled function to the file `path`; `rg.load` gives it back.
+
+        The file holds the graph, the plan and the arrays that the function reads from outside, as
+        they are now: data, and no code.  Raises UnsupportedError for arguments or results that a
+        file cannot describe, CheckpointError where it cannot be written."""
+        from retrograde.saving import save
+
+        save(self, path)
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Writes what `save` writes, with the compiled code for this processor.
+
+        `rg.load(path, trust=True)` runs that code: it needs no C compiler.  Raises DeviceError
+        where nothing was compiled, because the backend is another."""
+        from retrograde.saving import export
+
+        export(self, path)
+
+    def _saved(self) -> tuple[Signature, Graph, Sequence[Array], Runnable]:
+        """What is written to a file, at this moment."""
+        from retrograde.signature import Signature
+
+        with self._lock:
+            run, traced, captured = self._now()
+            return Signature.of(self._declared, traced), traced.graph, list(captured), run
+
+    def _inputs(self) -> tuple[str, Sequence[str], Sequence[TensorType]]:
+        return self._traced.graph.name, self._declared.input_names, self._declared.types
 
     def __repr__(self) -> str:
-        inputs = ", ".join(
-            f"{name}: {type}"
-            for name, type in zip(self._declared.input_names, self._declared.types, strict=True)
-        )
-        return f"<compiled {self._traced.graph.name}({inputs})>"
-
-
-def load(path: Any) -> NoReturn:
-    """Not in this release."""
-    raise UnsupportedError(
-        f"{where()}loading compiled programs is not in this release: compile again, which takes "
-        "about a second"
-    )
+        name, names, types = self._inputs()
+        inputs = ", ".join(f"{n}: {t}" for n, t in zip(names, types, strict=True))
+        return f"<compiled {name}({inputs})>"

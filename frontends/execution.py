@@ -15,13 +15,15 @@ from retrograde.compiler.ir.dims import Symbol
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.passes.attention import tiled
-from retrograde.compiler.pipeline import Options, compile_graph
+from retrograde.compiler.pipeline import CompiledRecipe, Options, compile_graph
+from retrograde.compiler.plan.decided import Decided
 from retrograde.runtime.device import default_name, get_device
 from retrograde.runtime.executable import Executable
 from retrograde.specs import size_of
 
 Array = npt.NDArray[Any]
 
+BACKENDS = ("auto", "numpy", "native", "cupy")
 _UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
           "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip
 
@@ -30,16 +32,21 @@ class Runnable:
     """A compiled graph on a device."""
 
     def __init__(
-        self, executable: Executable, ladder: Sequence[Mapping[str, Graph]], threads: int | None
+        self, executable: Executable, recipes: Sequence[CompiledRecipe], threads: int | None
     ) -> None:
         self.executable = executable
-        self.ladder = ladder  # for each recipe, the graphs that led to it
+        self.recipes = recipes
         self.threads = threads
+
+    @property
+    def ladder(self) -> list[Mapping[str, Graph]]:
+        """For each recipe, the graphs that led to it."""
+        return [made.stages for made in self.recipes]
 
     @property
     def stages(self) -> Mapping[str, Graph]:
         """Those of the first recipe."""
-        return self.ladder[0]
+        return self.recipes[0].stages
 
     def run(self, arrays: Sequence[Array], sizes: Mapping[str, int]) -> list[Array]:
         """The outputs that are not state, as fresh arrays."""
@@ -48,7 +55,7 @@ class Runnable:
 
     def clone(self) -> Runnable:
         """Another one with memory, and a copy of the state, of its own."""
-        return Runnable(self.executable.clone(), self.ladder, self.threads)
+        return Runnable(self.executable.clone(), self.recipes, self.threads)
 
 
 def runnable(
@@ -57,25 +64,25 @@ def runnable(
     backend: str = "auto",
     threads: int | None = None,
     budget: int | None = None,
+    decided: Sequence[Decided] = (),
 ) -> Runnable:
-    """Compiles `graph` for a device.  Raises DeviceError for one that is not there, BudgetError for
-    a budget that cannot be met at the sizes of `at`."""
+    """Compiles `graph` for a device, with what is `decided` already.  Raises DeviceError for one
+    that is not there, BudgetError for a budget that cannot be met at the sizes of `at`."""
     backend = checked_backend(backend)
     threads = checked_threads(threads)
     device = get_device(backend, threads)
     native = device.name == "native"
     options = Options.from_environment(at, budget, native, device.threads if native else 1)
-    compiled = compile_graph(graph, options)
+    compiled = compile_graph(graph, options, decided)
     executable = Executable(compiled.program, device, poison=options.poison)
-    ladder = [made.stages for made in compiled.recipes]
-    return Runnable(executable, ladder, threads)
+    return Runnable(executable, compiled.recipes, threads)
 
 
 def checked_backend(backend: str) -> str:
     """A backend that there is; RETROGRADE_BACKEND says what "auto" means where it is set."""
     if backend == "auto":
         backend = os.environ.get("RETROGRADE_BACKEND") or "auto"
-    if backend not in ("auto", "numpy", "native", "cupy"):
+    if backend not in BACKENDS:
         raise DeviceError(
             f"{where()}unknown backend {backend!r}: use 'auto', 'native', 'numpy' or 'cupy'"
         )

@@ -41,6 +41,7 @@ from retrograde.execution import (
 from retrograde.explained import Explained
 from retrograde.runtime.training import checkpoint
 from retrograde.runtime.training.interrupts import uninterrupted
+from retrograde.structures import Described, describe
 from retrograde.traces import as_array, checked_at
 from retrograde.training_graph import KEY, KEY_TYPE, TracedStep, check_loss, trace_step
 from retrograde.training_parts import model_leaf, parameter_names, state_names, step_parts
@@ -171,7 +172,7 @@ class TrainStep(Diagnosed, Explained):
     def _batch(self, batch: Mapping[str, Any]) -> list[Array]:
         """The arrays of a batch, in order, checked against the specs."""
         parts = self._parts
-        declared = tree.unflatten(parts.batch, parts.batch_leaves)
+        declared = self._entries()
         missing = [name for name in declared if name not in batch]
         unknown = [name for name in batch if name not in declared]
         if missing or unknown:
@@ -179,22 +180,30 @@ class TrainStep(Diagnosed, Explained):
             raise DataError(
                 f"{where()}the batch does not fit: {said}; the step takes {', '.join(declared)}"
             )
-        leaves, structure = tree.flatten(dict(batch))
-        if structure != parts.batch:
-            raise ShapeError(
-                f"{where()}the batch is not of the structure of its specs: "
-                f"{tree.difference(parts.batch, structure)}"
-            )
-        first = parts.donated + 1
-        names = parts.names[first:]
+        names = parts.names[parts.donated + 1 :]
+        leaves = self._batch_leaves(batch)
         arrays = [
-            as_array(leaves[i], type, name)
-            for i, type, name in zip(parts.batch_places, parts.batch_types, names, strict=False)
+            as_array(x, type, name)
+            for x, type, name in zip(leaves, parts.batch_types, names, strict=False)
         ]
         for x, name in zip(arrays, names, strict=False):
             if x.size == 0:
                 raise DataError(f"{where()}the batch is empty: {name} has shape {list(x.shape)}")
         return arrays
+
+    def _entries(self) -> Sequence[str]:
+        """The names in a batch."""
+        return list(tree.unflatten(self._parts.batch, self._parts.batch_leaves))
+
+    def _batch_leaves(self, batch: Mapping[str, Any]) -> list[Any]:
+        """What stands in the places of the specs."""
+        leaves, structure = tree.flatten(dict(batch))
+        if structure != self._parts.batch:
+            raise ShapeError(
+                f"{where()}the batch is not of the structure of its specs: "
+                f"{tree.difference(self._parts.batch, structure)}"
+            )
+        return [leaves[i] for i in self._parts.batch_places]
 
     def _sizes_of(self, arrays: Sequence[Array]) -> dict[str, int]:
         parts = self._parts
@@ -226,16 +235,11 @@ class TrainStep(Diagnosed, Explained):
         optimizer's state and the counter stay."""
         with self._lock:
             state = self._run.executable.state()
-        return tree.unflatten(self._structure, self._merged(state))
+        return self._model_of(self._merged(state))
 
     @model.setter
     def model(self, model: Any) -> None:
-        leaves, structure = tree.flatten(model)
-        if structure != self._structure:
-            raise ShapeError(
-                f"{where()}the model is of another structure than the one compiled for: "
-                f"{tree.difference(self._structure, structure)}"
-            )
+        leaves = self._model_leaves(model)
         arrays = [model_leaf(x, path) for x, path in zip(leaves, self._paths, strict=True)]
         types = self._leaf_types()
         for x, type, path in zip(arrays, types, self._paths, strict=True):
@@ -249,6 +253,28 @@ class TrainStep(Diagnosed, Explained):
             with uninterrupted():
                 self._run.executable.set_state(new)
                 self._fixed = [x.copy() for i, x in enumerate(arrays) if i not in set(trained)]
+
+    def _model_of(self, leaves: Sequence[Array]) -> Any:
+        return tree.unflatten(self._structure, leaves)
+
+    def _model_leaves(self, model: Any) -> list[Any]:
+        leaves, structure = tree.flatten(model)
+        if structure != self._structure:
+            raise ShapeError(
+                f"{where()}the model is of another structure than the one compiled for: "
+                f"{tree.difference(self._structure, structure)}"
+            )
+        return leaves
+
+    def _descriptions(self) -> tuple[Described, Described]:
+        """Of the model and of a batch, for a file."""
+        parts = self._parts
+        leaves = enumerate(parts.batch_leaves)
+        settings = {i: x for i, x in leaves if i not in set(parts.batch_places)}
+        return (
+            describe(self._structure, {}, "model: "),
+            describe(parts.batch, settings, "batch: "),
+        )
 
     def _leaf_types(self) -> list[TensorType]:
         mine, others = iter(self._parts.parameters), iter(self._parts.fixed)
@@ -308,10 +334,22 @@ class TrainStep(Diagnosed, Explained):
             *(f"{MODEL}.{path}" for i, path in enumerate(self._paths) if i not in trained),
         ]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the state to a checkpoint directory, whole at every moment."""
+    def save(self, path: str | os.PathLike[str], program: bool = False) -> None:
+        """Writes the state to a checkpoint directory, whole at every moment.
+
+        With `program` also what was compiled, as data: then `rg.load(path)` gives back the step,
+        without the Python of the model, the loss and the optimizer."""
+        from retrograde import saving  # many steps are never saved
+
+        # What cannot be saved is told before anything is written.
+        with self._lock:
+            made = saving.step_parts(self) if program else None
         tensors, meta = self.state()
+        checkpoint.prepare(path)
+        saving.forget_another(path, self)
         checkpoint.save(path, tensors, meta)
+        if made is not None:
+            saving.write_step(path, made)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Continues from a checkpoint, bit for bit; CheckpointError, with nothing changed, for one
@@ -330,7 +368,7 @@ class TrainStep(Diagnosed, Explained):
 
     def clone(self) -> TrainStep:
         """A step of its own that goes on from the same state."""
-        other: TrainStep = object.__new__(TrainStep)
+        other: TrainStep = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._lock = threading.Lock()
         other._run = self._run.clone()

@@ -26,19 +26,35 @@ TreeDef = optree.PyTreeSpec
 Flatten = Callable[[Any], tuple[Sequence[Any], Any, Sequence[str]]]
 Unflatten = Callable[[Any, Sequence[Any]], Any]
 
-_registered: set[type] = set()
+_registered: dict[type, tuple[Flatten, Unflatten]] = {}
 
 
 def register(cls: type, flatten: Flatten, unflatten: Unflatten) -> None:
     """Makes `cls` a container: `flatten(object)` -> (children, metadata, names of the children),
     `unflatten(metadata, children)` -> object."""
     optree.register_pytree_node(cls, flatten, unflatten, namespace=NAMESPACE)  # type: ignore[arg-type]
-    _registered.add(cls)
+    _registered[cls] = flatten, unflatten
 
 
 def is_registered(cls: type) -> bool:
     """Whether `register` was called for the class."""
     return cls in _registered
+
+
+def registered() -> list[type]:
+    """The classes that `register` was called for; of two that are called alike, the later first."""
+    return list(reversed(_registered))
+
+
+def parts(x: Any) -> tuple[list[Any], Any]:
+    """The children of an object of a registered class, and its metadata."""
+    children, metadata, _ = _registered[type(x)][0](x)
+    return list(children), metadata
+
+
+def put_together(cls: type, metadata: Any, children: Sequence[Any]) -> Any:
+    """The object of a registered class that has these parts."""
+    return _registered[cls][1](metadata, children)
 
 
 def flatten(tree: Tree) -> tuple[list[Any], TreeDef]:

@@ -185,7 +185,8 @@ class Executable:
         return self.program.name
 
     def _file(self, recipe: int) -> str:
-        return f"<{self.program.name}>" if recipe == 0 else f"<{self.program.name} {recipe}>"
+        name = "".join(c if c.isprintable() else " " for c in self.program.name)
+        return f"<{name}>" if recipe == 0 else f"<{name} {recipe}>"
 
     def _load(self, recipe: int) -> Callable[..., Bound]:
         """The `bind` function of a recipe's source, compiled once."""

@@ -42,6 +42,7 @@ from retrograde.compiler.ir.dims_terms import (
 from retrograde.compiler.ir.location import where
 
 CACHE = 1 << 16
+MAX_PRODUCTS = 1 << 14  # of terms, in one product of sizes
 _interned: dict[Terms, Poly] = {}
 
 
@@ -195,7 +196,13 @@ def _sub(a: Dim, b: Dim) -> Dim:
 
 @lru_cache(maxsize=CACHE)
 def _mul(a: Dim, b: Dim) -> Dim:
-    return make(mul_terms(terms_of(a), terms_of(b)))
+    left, right = terms_of(a), terms_of(b)
+    if len(left) * len(right) > MAX_PRODUCTS:
+        raise ShapeError(
+            f"{where()}a product of sizes with {len(left)} and {len(right)} terms is too long: "
+            "give a size that is made of so many parts a name of its own"
+        )
+    return make(mul_terms(left, right))
 
 
 def product(dims: Iterable[Dim]) -> Dim:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import keyword
 import operator
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -37,6 +38,11 @@ class Symbol:
         name = self.name
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
             raise ShapeError(f"{name!r} cannot name a size: use a Python identifier such as 'T'")
+        if not name.isascii() and unicodedata.normalize("NFKC", name) != name:
+            raise ShapeError(
+                f"{name!r} cannot name a size: Python reads it as "
+                f"{unicodedata.normalize('NFKC', name)!r}, use that"
+            )
         if name in RESERVED:
             raise ShapeError(f"{name!r} cannot name a size: it is a function in size expressions")
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from retrograde.compiler.errors import ShapeError
 from retrograde.compiler.ir.dims_terms import (
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from retrograde.compiler.ir.dims_poly import Dim
 
 MAX_EXPONENT = 32
+MAX_BITS = 4096  # of a number that it makes
 
 
 def render(d: Dim) -> str:
@@ -137,6 +138,17 @@ def _is_product(d: Dim) -> bool:
     return all(isinstance(a, Symbol) or a.kind != "floordiv" for a, _ in terms[0][0])
 
 
+def checked(d: Dim) -> Dim:
+    """`d`; ValueError where its numbers are too large to be parts of a size."""
+    if max((c.bit_length() for _, c in terms_of(d)), default=0) > MAX_BITS:
+        raise ValueError("its numbers are too large")
+    return d
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}…")
+
+
 BINARY: dict[type[ast.operator], Callable[[Dim, Dim], Dim]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -154,6 +166,9 @@ def read(
     """Evaluate the expression `text`; only the nodes that `render` writes are let in."""
 
     def value(node: ast.expr) -> Dim:
+        return checked(made(node))
+
+    def made(node: ast.expr) -> Dim:
         match node:
             case ast.Constant(value=int() as number) if not isinstance(number, bool):
                 return number
@@ -166,7 +181,9 @@ def read(
             case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int() as power)) if (
                 0 <= power <= MAX_EXPONENT
             ):
-                raised: Dim = value(left) ** power
+                base, raised = value(left), cast("Dim", 1)
+                for _ in range(power):
+                    raised = checked(raised * base)
                 return raised
             case ast.BinOp(left=left, op=op, right=right) if type(op) in BINARY:
                 return BINARY[type(op)](value(left), value(right))
@@ -175,8 +192,8 @@ def read(
             ):
                 return extreme(kind, tuple(map(value, args)))
         raise ShapeError(
-            f"the size expression {text!r} holds {ast.unparse(node)!r}: write integers, names, "
-            f"+ - * // %, ** up to {MAX_EXPONENT}, min(a, b) and max(a, b)"
+            f"the size expression {_shortened(text)} holds {_shortened(ast.unparse(node))}: write "
+            f"integers, names, + - * // %, ** up to {MAX_EXPONENT}, min(a, b) and max(a, b)"
         )
 
     try:
@@ -184,5 +201,6 @@ def read(
         return value(tree.body)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError) as error:
         raise ShapeError(
-            f"{text!r} is no size expression ({error}): write one such as '2*T + 1' or 'min(K, T)'"
+            f"{_shortened(text)} is no size expression ({error}): write one such as '2*T + 1' or "
+            "'min(K, T)'"
         ) from None

@@ -24,10 +24,11 @@ from retrograde.compiler.ir.registry import lookup
 
 T = TypeVar("T")
 
-_STRING = r'"(?:[^"\\\n]|\\.)*"'
+# The repeats that give nothing back (*+) keep reading linear in the text, whatever it holds.
+_STRING = r'"(?:[^"\\\n]++|\\.)*+"'
 _NAME = rf"{_STRING}|{PLAIN_NAME.pattern}"
-_DEFINITION = re.compile(rf"%\d+\s*(?:{_NAME})?\s*:")
-_SKIP = re.compile(r"(?:\s+|#[^\n]*)*")
+_DEFINITION = re.compile(rf"%\d++\s*+(?:{_NAME})?+\s*+:")
+_SKIP = re.compile(r"(?:\s++|#[^\n]*+)*+")
 _WORD = re.compile(r"[^\W\d]\w*")
 _INT = re.compile(r"-?\d+")
 _NUMBER = re.compile(r"(-?(?:inf|nan|\d+(?:\.\d*)?(?:e[+-]?\d+)?))(?=\s*[,)}])")
@@ -36,9 +37,14 @@ _ORIGIN = re.compile(
     rf"(?: group=(?P<group>\d+))?(?: by=(?P<by>{_NAME}))?"
 )
 _COMMENT = re.compile(
-    rf"[ \t]*#[ \t]*(?:(?P<file>{_STRING}|{PLAIN_FILE.pattern}):(?P<line>\d+))?"
-    rf"[ \t]*(?:@ (?P<scope>{_NAME}))?[ \t]*(?:<(?P<origin>{_ORIGIN.pattern})>)?[ \t]*(?=\n|$)"
+    rf"[ \t]*+#[ \t]*+(?:(?P<file>{_STRING}|{PLAIN_FILE.pattern}):(?P<line>\d+))?+[ \t]*+"
+    rf"(?:@ (?P<scope>{_NAME}))?+[ \t]*+(?:<(?P<origin>{_ORIGIN.pattern})>)?+[ \t]*+(?=\n|$)"
 )
+# Of one size: the proofs about quotients and extremes take time that grows with their number.
+MAX_LENGTH, MAX_FUNCTIONS = 1 << 13, 32
+_FUNCTIONS = re.compile(r"//|[%,]")
+_BRACKETS = re.compile(r'["()\[\]]')
+_TUPLE_END = re.compile(r"\s*+[,)}]")
 _WORD_VALUES: dict[str, Any] = {
     "True": True,
     "False": False,
@@ -49,7 +55,13 @@ _WORD_VALUES: dict[str, Any] = {
 
 def parse(text: str) -> Graph:
     """The graph that `text` describes.  Raises DataError naming line and column."""
-    return _Parser(text).whole()
+    parser = _Parser(text)
+    try:
+        return parser.whole()
+    except RecursionError:
+        parser.fail("graphs or parentheses are nested too deeply here")
+    except (ValueError, OverflowError) as error:  # a number of thousands of digits
+        parser.fail(str(error))
 
 
 def _unquoted(name: str) -> str:
@@ -64,6 +76,8 @@ class _Parser:
         self.at = 0
         self.symbols: dict[str, Symbol] = {}
         self.sizes: dict[str, Dim] = {}
+        self.groups: dict[int, int] = {}  # of recomputations, as written: the ids they have here
+        self.tuples: dict[int, bool] = {}  # whether the parenthesis at a place opens a tuple
 
     # --- characters
 
@@ -292,8 +306,15 @@ class _Parser:
         maker = USUAL_MAKER.get(found["role"], "trace")
         if found["by"]:
             maker = self.string(found["by"], found.start("by"))
-        origin = Origin(found["role"], maker, (), int(found["group"] or 0))
+        group = int(found["group"] or 0)
+        if group:  # an id like any other, or a pass could give another recomputation the same
+            group = self.groups.setdefault(group, 0) or self.new_group(group)
+        origin = Origin(found["role"], maker, (), group)
         return loc, scope, origin, found["of"].split(",") if found["of"] else []
+
+    def new_group(self, written: int) -> int:
+        self.groups[written] = made = next_id()
+        return made
 
     def with_ancestors(
         self, nodes: list[Node], ancestors: dict[int, list[str]], scope: dict[str, Value]
@@ -341,16 +362,24 @@ class _Parser:
         return self.size()
 
     def is_tuple(self) -> bool:
-        """Whether the parenthesis here closes the whole value, which sizes never have."""
-        depth = 0
-        for at in range(self.at, len(self.text)):
-            c = self.text[at]
+        """Whether the parenthesis here closes the whole value, which sizes never have.
+
+        Those inside are found out on the way, so that all of a value is looked at once."""
+        open_ones: list[int] = []
+        for found in _BRACKETS.finditer(self.text, self.at):
+            if self.at in self.tuples:
+                break
+            c, at = found.group(), found.start()
             if c == '"':
-                return True
-            depth += (c in "([") - (c in ")]")
-            if depth == 0:
-                return re.compile(r"\s*[,)}]").match(self.text, at + 1) is not None
-        self.fail("this parenthesis is never closed")
+                self.tuples.update(dict.fromkeys(open_ones, True))
+            elif c in "([":
+                open_ones.append(at)
+            else:
+                closes = _TUPLE_END.match(self.text, at + 1) is not None
+                self.tuples[open_ones.pop()] = closes
+        if self.at not in self.tuples:
+            self.fail("this parenthesis is never closed")
+        return self.tuples[self.at]
 
     def size(self) -> Dim:
         """A size expression: everything up to a comma or bracket that it does not open."""
@@ -372,6 +401,9 @@ class _Parser:
         return self.sizes[written]
 
     def read_size(self, written: str) -> Dim:
+        functions = len(_FUNCTIONS.findall(written))
+        if len(written) > MAX_LENGTH or functions > MAX_FUNCTIONS:
+            self.fail(f"a size of {len(written)} characters and {functions} functions is too long")
         try:
             size = dims.parse(written, self.symbols)
         except ShapeError as error:

@@ -20,6 +20,9 @@ NO_OPERAND = NotDifferentiable("it has no operand")
 
 
 def _constant_infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    value = attrs["value"]
+    if not isinstance(value, (bool, int, float)):
+        raise DTypeError(f"a constant is a number, not {value!r}")
     return (TensorType(attrs["dtype"]),)
 
 

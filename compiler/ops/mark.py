@@ -5,6 +5,8 @@ Operands -> the operand, or nothing.  Invariant: neither changes what a program 
 
 from __future__ import annotations
 
+import re
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -35,9 +37,19 @@ stop_gradient = register(
 )
 
 
+_WIDE = re.compile(r"[0-9]{4}|[{}]")  # what fills the memory before it is printed
+_INSIDE = re.compile(r"[.\[]_")
+
+
 def _nothing(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
     text = attrs["format"]
     try:
+        for _, name, how, _ in Formatter().parse(text):
+            if _WIDE.search(how or "") or _INSIDE.search(name or ""):
+                raise UnsupportedError(
+                    f"the format {text!r} asks for more than printing: leave out widths of four "
+                    "digits and more, braces within braces, and names that begin with an underscore"
+                )
         text.format(*map(_sample, types))
     except (IndexError, KeyError):
         raise UnsupportedError(

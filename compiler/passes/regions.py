@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from operator import itemgetter
 
 from retrograde.compiler.ir.builder import Builder
 from retrograde.compiler.ir.expr import Expr
@@ -45,7 +46,8 @@ def everywhere(transform: Pass, graph: Graph) -> Graph:
     if any(node.op.has_regions for node in graph.nodes):
         nodes = []
         for node in graph.nodes:
-            bodies = {key: everywhere(transform, body) for key, body in node.subgraphs()}
+            regions = sorted(node.subgraphs(), key=itemgetter(0))  # as a graph's text has them
+            bodies = {key: everywhere(transform, body) for key, body in regions}
             nodes.append(replace(node, attrs={**node.attrs, **bodies}) if bodies else node)
         graph = graph.replace(nodes=tuple(nodes))
     return transform(graph)

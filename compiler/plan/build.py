@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ops.region import graph_cost
+from retrograde.compiler.plan.decided import Decided, buffers_digest
+from retrograde.compiler.plan.lifetimes import lower_bound
 from retrograde.compiler.plan.liveness import Liveness, analyse
 from retrograde.compiler.plan.lower import lower
 from retrograde.compiler.plan.memory import Buffer, Orientation, Placement, orient, place
@@ -34,6 +36,7 @@ class Planned:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     returned: tuple[int, ...]
+    searched: bool = True  # False: the places are those that were given
 
 
 def plan_program(
@@ -42,8 +45,10 @@ def plan_program(
     inplace: bool = True,
     threads: int = 1,
     native: bool = False,
+    decided: Decided | None = None,
 ) -> Planned:
-    """Lowers `graph` in its order and places its buffers at the reference `sizes`."""
+    """Lowers `graph` in its order and places its buffers at the reference `sizes`, as `decided`
+    if that is about the same buffers."""
     schedule, liveness = analyse(lower(graph, threads, native), inplace)
     state = [v.storage for v in schedule.inputs if v.storage.kind == "state"]
     transient = [s for s in liveness.buffers() if s.kind != "state"]
@@ -58,7 +63,12 @@ def plan_program(
     buffers = [
         Buffer(b.start, b.end, dims.evaluate(b.bytes, sizes)) for b in specs[len(state) :]
     ]
-    placement = place(buffers, align=ALIGNMENT)
+    known = decided is not None and decided.buffers == buffers_digest(specs)
+    if known and decided is not None:
+        height = max(map(lambda b, o: b.size + o, buffers, decided.offsets), default=0)
+        placement = Placement(decided.offsets, height, lower_bound(buffers, ALIGNMENT))
+    else:
+        placement = place(buffers, align=ALIGNMENT)
     donated = {i for _, i in graph.aliases}
     replaced = {o for o, _ in graph.aliases}
     names = graph.output_names or ("",) * len(graph.outputs)
@@ -79,6 +89,7 @@ def plan_program(
             for o, (v, name) in enumerate(zip(graph.outputs, names, strict=True))
         ),
         returned=tuple(o for o in range(len(graph.outputs)) if o not in replaced),
+        searched=not known,
     )
 
 

@@ -8,9 +8,10 @@ is read before it is updated; nothing is updated before every check of the data 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from retrograde.compiler.errors import DataError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ops.region import effects_of
@@ -21,17 +22,37 @@ _ALIASING = frozenset({"reshape", "transpose", "broadcast_to", "slice", "flip"})
 
 @dataclass(frozen=True)
 class Order:
-    """Orders the nodes for a low peak at `sizes`."""
+    """Orders the nodes for a low peak at `sizes`, or as it is `given`, graph by graph.
+
+    `chosen` notes the order of each graph: what is given to have the same again."""
 
     sizes: Mapping[str, int]
     window: int = 64  # how many ready nodes the greedy schedule compares
+    given: Iterator[Sequence[int]] | None = None
+    chosen: list[tuple[int, ...]] = field(default_factory=list)
 
     def __call__(self, graph: Graph) -> Graph:
-        model = _Memory(graph, self.sizes)
         before = _dependencies(graph)
-        candidates = [_topological(before), _greedy(graph, before, model, self.window)]
-        best = min(candidates, key=lambda order: model.peak(order))
+        if self.given is not None:
+            best = _checked(next(self.given, ()), before)
+        else:
+            model = _Memory(graph, self.sizes)
+            candidates = [_topological(before), _greedy(graph, before, model, self.window)]
+            best = min(candidates, key=lambda order: model.peak(order))
+        self.chosen.append(tuple(best))
         return graph.replace(nodes=tuple(graph.nodes[i] for i in best))
+
+
+def _checked(order: Sequence[int], before: Sequence[set[int]]) -> Sequence[int]:
+    """`order`, if it is one of all nodes that keeps to their dependencies."""
+    done: set[int] = set()
+    for i in order:
+        if not 0 <= i < len(before) or i in done or not before[i] <= done:
+            raise DataError(f"an order of nodes puts node {i} where it cannot be")
+        done.add(i)
+    if len(done) != len(before):
+        raise DataError(f"an order of nodes has {len(done)} of {len(before)}")
+    return order
 
 
 def peak_of(graph: Graph, sizes: Mapping[str, int]) -> int:

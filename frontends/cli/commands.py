@@ -114,6 +114,9 @@ def generate(checkpoint: str | None, **options: Any) -> None:
 @click.argument("recipe")
 @settings_options
 @click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="Report at this size: B=32.")
+@click.option(
+    "-o", "--output", metavar="DIR", help="Save the compiled step there, for rg.load(DIR)."
+)
 def compile_(recipe: str, **options: Any) -> None:
     """Compile the training step of RECIPE and report on it."""
     from retrograde.cli.explanation import show_report

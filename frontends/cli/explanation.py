@@ -17,10 +17,14 @@ _ROWS, _COLUMNS = (1, 2, 4, 8, 16, 32, 64), (32, 64, 128, 256, 512)
 
 def show_report(
     recipe: str, *, pairs: tuple[str, ...], config: str | None, data: str | None,
-    sizes: tuple[str, ...],
+    sizes: tuple[str, ...], output: str | None,
 ) -> None:  # fmt: skip
-    """Prints the report."""
-    click.echo(_compiled(recipe, pairs, config, data).report(**_sizes(sizes)), nl=False)
+    """Prints the report; saves the step in its first state to `output`."""
+    step = _compiled(recipe, pairs, config, data)
+    click.echo(step.report(**_sizes(sizes)), nl=False)
+    if output is not None:
+        step.save(output, program=True)
+        click.echo(f"\nsaved in {output}: rg.load({output!r}) gives the step")
 
 
 def draw(

@@ -16,7 +16,12 @@ import numpy.typing as npt
 
 from retrograde.compiler.program import KernelFile
 from retrograde.runtime.native.pool import Fault, Pool, pool, table, thread_count
-from retrograde.runtime.native.toolchain import find_toolchain, load, shared_library
+from retrograde.runtime.native.toolchain import (
+    find_toolchain,
+    is_provided,
+    load,
+    shared_library,
+)
 from retrograde.runtime.numpy_device import NumpyArena, NumpyDevice
 from retrograde.runtime.protocol import Bound
 
@@ -114,7 +119,7 @@ class NativeDevice(NumpyDevice):
 
 def _compiled(kernels: Sequence[KernelFile]) -> list[ctypes.CDLL]:
     """The libraries of the C files, compiled as many at a time as there are processors."""
-    toolchain = find_toolchain()
+    toolchain = None if all(is_provided(file.text) for file in kernels) else find_toolchain()
 
     def made(file: KernelFile) -> ctypes.CDLL:
         return load(shared_library(file.text, toolchain, name="kernels"))

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrograde.compiler.errors import DeviceError
-from retrograde.runtime.native.toolchain import find_toolchain, load, shared_library
+from retrograde.runtime.native.toolchain import load, shared_library
 
 Table = npt.NDArray[np.int64]
 
@@ -192,10 +192,14 @@ def _at(array: Table) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
+def source() -> str:
+    """The C of the pool."""
+    return Path(__file__).with_name("pool.c").read_text(encoding="utf-8")
+
+
 @cache
 def _library() -> ctypes.CDLL:
-    source = Path(__file__).with_name("pool.c").read_text(encoding="utf-8")
-    library = load(shared_library(source, find_toolchain(), name="pool"))
+    library = load(shared_library(source(), None, name="pool"))
     i64, pointer = ctypes.c_int64, ctypes.c_void_p
     library.rg_pool_create.restype = pointer
     library.rg_pool_create.argtypes = [i64, i64]

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 
+import retrograde as rg
 from retrograde.runtime.native import toolchain
 from retrograde.runtime.training import checkpoint
 
@@ -333,12 +334,15 @@ def test_generate_refuses(train: Run, run: Run, here: Path) -> None:
 SMALL = [part for pair in ("width=8", "layers=1", "heads=2") for part in ("--set", pair)]
 
 
-def test_compile_reports(run: Run, text: Path) -> None:
+def test_compile_reports(run: Run, text: Path, here: Path) -> None:
     out = run("compile", "char-gpt", "--data", text, *SMALL).output
     assert out.startswith("loss at B=12, T=64\n") or "at B=12, T=64\n" in out
     other = run("compile", "char-gpt", "--data", text, *SMALL, "--size", "B=5").output
     assert "B=5, T=64" in other
     assert "--size NAME=N" in run("compile", "char-gpt", *SMALL, "--size", "B", code=2).stderr
+    saved = run("compile", "char-gpt", "--data", text, *SMALL, "-o", here / "step").output
+    assert saved.startswith(out) and "gives the step" in saved
+    assert rg.load(here / "step").report() == out
 
 
 def test_plan_is_a_table_of_the_peaks(run: Run, text: Path) -> None:
