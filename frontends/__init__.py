@@ -19,11 +19,10 @@ from retrograde.specs import Spec, dim, spec
 from retrograde.tracer import Tracer
 from retrograde.traces import trace
 from retrograde.training import TrainStep, compile_training
+from retrograde.version import __version__
 
 if TYPE_CHECKING:
     from retrograde import diagnose, losses, models, nn, optim
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Compiled",
@@ -31,6 +30,7 @@ __all__ = [
     "Spec",
     "Tracer",
     "TrainStep",
+    "__version__",
     "compile",
     "compile_training",
     "cond",

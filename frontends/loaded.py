@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retrograde import structures
+from retrograde import structures, version
 from retrograde.compiled import Compiled
 from retrograde.compiler.errors import CheckpointError, DataError, DeviceError
 from retrograde.compiler.ir.graph import Graph, TensorType
@@ -39,12 +39,11 @@ def load_function(
                 f"{path}: holds compiled code, which would run with all your rights: load it with "
                 "trust=True if you trust who wrote it, or ask for a file made with save()"
             )
-        from retrograde import __version__
         from retrograde.runtime.native import binaries
 
         if backend not in (None, "native"):
             raise DeviceError(f"{path}: holds code for the native device, not for {backend!r}")
-        binaries.provide(path, parts, __version__)
+        binaries.provide(path, parts, version.__version__)
     return _loaded(Path(path), parts, backend, threads, kind == CODE)
 
 

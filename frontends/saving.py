@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from retrograde import version
 from retrograde.compiler.errors import CheckpointError, DeviceError, UnsupportedError
 from retrograde.compiler.ir import parse
 from retrograde.compiler.ir.graph import Graph
@@ -68,12 +69,11 @@ def export(compiled: Function, path: str | os.PathLike[str]) -> None:
             f"{where()}nothing is compiled on the {run.executable.device.name} device: compile "
             "with backend='native' to export, or save() the function as data"
         )
-    from retrograde import __version__
     from retrograde.runtime.native import binaries
 
     recipes = run.executable.program.recipes
     libraries = binaries.collect(
-        [file.text for r in recipes for file in r.kernels], __version__
+        [file.text for r in recipes for file in r.kernels], version.__version__
     )
     shown = {f"{binaries.FOLDER}schedule{i}.py": r.source.encode() for i, r in enumerate(recipes)}
     archive.write(path, FORMAT, VERSION, CODE, {**parts, **libraries, **shown})
@@ -118,10 +118,9 @@ def _json(x: Any) -> bytes:
 
 def circumstances(run: Runnable) -> dict[str, Any]:
     """What a plan depends on beside the graph."""
-    from retrograde import __version__
 
     device = run.executable.device
-    return {"version": __version__, "device": device.name, "threads": device.threads}
+    return {"version": version.__version__, "device": device.name, "threads": device.threads}
 
 
 def _stored(arrays: Sequence[Array]) -> bytes:

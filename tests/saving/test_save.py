@@ -118,7 +118,7 @@ def test_another_compiler_plans_anew_and_says_so(
     fewer = tuple(stage for stage in pipeline.END if stage[0] != "cse-again")
     monkeypatch.setattr(pipeline, "END", fewer)
     monkeypatch.setattr(pipeline, "LOOPS", pipeline.LOOPS[:1])
-    monkeypatch.setattr(rg, "__version__", "0.0.7")
+    monkeypatch.setattr("retrograde.version.__version__", "0.0.7")
     with pytest.warns(rg.compiler.errors.Notice, match=r"planned anew.*is 0\.0\.7"):
         loaded = rg.load(tmp_path / "p")
     arguments = PROGRAMS["lstm"].arguments(3, 5)
