@@ -115,9 +115,7 @@ class RowPrinter:
         for n, sweep in enumerate(k.sweeps.sweeps):
             lines += self._sweep(sweep, n)
             lines += self._row_nodes(sweep.rows)
-            lines += self._row_stores(
-                j for j in sweep.stores if k.body.outputs[j] in k.sweeps.rows
-            )
+            lines += self._row_stores(j for j in sweep.stores if k.body.outputs[j] in k.sweeps.rows)
         return lines
 
     def _row(self, array: tuple[str, Array]) -> str:

@@ -192,9 +192,7 @@ SIZES = [(1, 1), (9, 5), (6, 33), (70, 257), (7, 1500), (1, 16500)]
 
 @needs_cxx
 @pytest.mark.parametrize("name", CASES)
-def test_computes_what_the_references_do(
-    name: str, emulate: Callable[[str], Emulated]
-) -> None:
+def test_computes_what_the_references_do(name: str, emulate: Callable[[str], Emulated]) -> None:
     run = emulate(name)
     for rows, row in SIZES:
         given = arrays_of(run.graph, rows, row)
