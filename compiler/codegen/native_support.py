@@ -18,6 +18,7 @@ from retrograde.compiler.ops.segments import segments
 from retrograde.compiler.plan.revolve import checkpoints
 
 FEW = 2  # rows a thread, below which it is better to share out launches
+SMALL = 1 << 18  # bytes of all buffers, below which one thread runs a program
 ROWS = 64  # of a block of a product: its part of the left operand stays in cache
 
 _EMPTY = 2  # a fault of kernels: an extreme of no elements
@@ -58,7 +59,9 @@ class NativeSupport(Support):
 
     def __init__(self, memory: NativeMemory, sizes: Sequence[int]) -> None:
         super().__init__(memory, sizes)
-        self._sharers = memory.threads  # how many share out the items of the launches at work
+        # Waking a thread takes longer than running a program on little memory.
+        self.threads = memory.threads if sum(sizes) >= SMALL else 1
+        self._sharers = self.threads  # how many share out the items of the launches at work
 
     @property
     def address(self) -> int:
@@ -67,7 +70,7 @@ class NativeSupport(Support):
     def native(self, entries: Entries) -> Callable[..., None]:
         """What runs a list, given the turns of the loops around it."""
         made = LaunchList.of(entries)
-        run = self._memory.sequence(*made.tables(self._memory.threads))
+        run = self._memory.sequence(*made.tables(self.threads))
         turns, notes = made.turns, made.notes
 
         def start(*given: int) -> None:
@@ -81,7 +84,7 @@ class NativeSupport(Support):
         self, batch: int, own: Callable[[int, int], Entries], shared: Callable[[], Entries]
     ) -> list[Any]:
         """A loop whose rows the threads share out, or whose launches where there are too few."""
-        threads = self._memory.threads
+        threads = self.threads
         if threads == 1 or batch < FEW * threads:
             return list(shared())
         borders = [batch * t // threads for t in range(threads + 1)]
@@ -223,7 +226,7 @@ class _Ragged:
         self._known = {
             rows: row for rows, row in zip(counts, made.code, strict=False) if row[0] == CALL
         }
-        self._code, arguments, movers = made.tables(self._memory.threads)
+        self._code, arguments, movers = made.tables(self._support.threads)
         self._run = self._memory.sequence(self._code, arguments, movers)
 
 

@@ -42,10 +42,10 @@ class _Sequence:
     def __init__(
         self, threads: Pool, code: Table, kernels: Table, arguments: Table, movers: Table
     ) -> None:
-        count = arguments.shape[1]
-        self.origin = table(threads.threads, max(count, 1))
+        parts, count = arguments.shape
+        self.origin = table(parts, max(count, 1))
         self.origin[:, :count] = arguments
-        self.work = table(threads.threads, max(count, 1))
+        self.work = table(parts, max(count, 1))
         self.work[...] = self.origin
         self.run = threads.bind(code, kernels, self.origin, self.work, movers)
 
