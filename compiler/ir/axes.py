@@ -353,6 +353,8 @@ _BY_NAME: dict[str, _Rule] = {
     "scan": _scan,
     "flash_attention": _composite,
     "flash_attention_grad": _composite,
+    "linear_cross_entropy": _composite,
+    "linear_cross_entropy_grad": _composite,
 }
 _BY_KIND: dict[Kind, _Rule] = {
     Kind.ELEMENTWISE: _elementwise,

@@ -10,6 +10,7 @@ from retrograde.compiler.ops import (  # noqa: F401  # each registers its ops
     composite,
     contract,
     create,
+    cross_entropy,
     cumulative,
     elementwise,
     flash,

@@ -23,6 +23,7 @@ from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.op import VjpContext, unbroadcast
 from retrograde.compiler.ir.registry import Kind, NotDifferentiable
 from retrograde.compiler.passes.attention import tiled_if_asked
+from retrograde.compiler.passes.cross_entropy import chunked_if_asked
 from retrograde.compiler.passes.expand import Expand
 from retrograde.compiler.passes.notices import notice_unguarded_selects
 
@@ -33,8 +34,11 @@ class Backward:
 
     of: tuple[int, ...]
     wrt: tuple[int, ...]
+    in_loop: bool = False  # what is differentiated is the body of a loop
 
     def __call__(self, graph: Graph) -> Graph:
+        if not self.in_loop:
+            graph = chunked_if_asked(graph)
         graph = Expand(differentiable=True)(tiled_if_asked(graph))
         for i in (*self.of,):
             if not graph.outputs[i].dtype.is_float:
@@ -46,7 +50,7 @@ class Backward:
         builder.input_names.extend(graph.input_names or ("",) * len(graph.inputs))
         seeds = [builder.input(graph.outputs[i].type, f"cotangent {i}") for i in self.of]
         with builder:
-            trail = _Trail(builder, active)
+            trail = _Trail(builder, active, self.in_loop)
             trail.run(graph, [(graph.outputs[i], s) for i, s in zip(self.of, seeds, strict=True)])
             cotangents = [trail.result(graph.inputs[i]).value for i in self.wrt]
         outputs = tuple(trail.primal(v) for v in graph.outputs)
@@ -69,9 +73,10 @@ def _depends_on(graph: Graph, sources: Iterable[Value]) -> set[Value]:
 class _Trail:
     """One reverse sweep: the primal nodes re-emitted, then the cotangents, last node first."""
 
-    def __init__(self, builder: Builder, active: set[Value]) -> None:
+    def __init__(self, builder: Builder, active: set[Value], in_loop: bool) -> None:
         self.builder = builder
         self.active = active
+        self.in_loop = in_loop
         self.parts: dict[Value, list[Expr]] = {}
         self.residuals: dict[Node, tuple[Any, ...]] = {}
         self.renamed: dict[Value, Value] = {}  # outputs of augmented nodes
@@ -129,13 +134,14 @@ class _Trail:
                     self.parts.setdefault(v, []).append(_fit(part, v.type, node))
 
     def _context(self, node: Node, outputs: Sequence[Value]) -> VjpContext:
+        in_loop = self.in_loop or node.op.name == "scan"
         return VjpContext(
             node,
             tuple(self.expr(v) for v in node.inputs),
             tuple(self.expr(v) for v in outputs),
             tuple(v in self.active for v in node.inputs),
             self.residuals.get(node, ()),
-            lambda inner, of, wrt: Backward(of, wrt)(inner),
+            lambda inner, of, wrt: Backward(of, wrt, in_loop)(inner),
         )
 
     def _total(self, v: Value) -> Expr | None:

@@ -470,3 +470,29 @@ def flash_calls(grad: bool) -> list[Sample]:
 
 
 SAMPLES |= {"flash_attention": flash_calls(False), "flash_attention_grad": flash_calls(True)}
+
+
+def head_calls(grad: bool) -> list[Sample]:
+    """A product and its cross-entropy: both layouts of w, every extra."""
+
+    def call(*extras: Maker, transposed: bool = False, **attrs: Any) -> Sample:
+        n, d, v = 4, 3, 5
+        w = normal(v, d) if transposed else normal(d, v)
+        rest = (normal(n), normal(n), normal(n)) * grad
+        operands = (normal(n, d), w, integers(0, v, n), *extras, *rest)
+        return sample(*operands, transposed=transposed, **attrs)
+
+    def kept(rng: np.random.Generator) -> Array:
+        return np.array([True, False, True, True])
+
+    return [
+        call(),
+        call(normal(5), transposed=True, extras=("bias",)),
+        call(kept, transposed=True, extras=("kept",)),
+        call(normal(5), kept, extras=("bias", "kept")),
+    ]
+
+
+SAMPLES |= {
+    "linear_cross_entropy": head_calls(False), "linear_cross_entropy_grad": head_calls(True),
+}  # fmt: skip

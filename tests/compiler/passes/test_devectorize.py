@@ -26,9 +26,10 @@ from tests.device.op_samples import calls
 Array = npt.NDArray[Any]
 
 # No rule by reason: they make one value, hold sub-graphs, act, or are expanded before; attention
-# goes through its keys a tile at a time by itself.
+# and heads go through their keys and rows some at a time by themselves.
 WITHOUT_RULE = {Kind.CREATE, Kind.REGION, Kind.RANDOM, Kind.COMPOSITE}
-WHOLE = ("debug_print", "flash_attention", "flash_attention_grad")
+TILED = ("flash_attention", "linear_cross_entropy")
+WHOLE = ("debug_print", *TILED, *(f"{name}_grad" for name in TILED))
 SAMPLED = [op.name for op in all_ops() if op.kind not in WITHOUT_RULE and op.name not in WHOLE]
 # Beside the samples of the ops: steps that share their axis, and rows that look into themselves.
 MORE = {

@@ -47,6 +47,8 @@ WITHOUT_RULE = {
     "flash_attention": "its lengths, segments and dropped weights are those of one batch",
     "flash_attention_grad": "likewise",
     "fused": "made after loops are done with",
+    "linear_cross_entropy": "its rows are those of one batch, and its targets of one step",
+    "linear_cross_entropy_grad": "likewise",
     "random_bits": "one key draws one block of bits",
     "random_fold": "one key makes one key",
     "scan": "a loop of its own",
