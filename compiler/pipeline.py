@@ -26,6 +26,7 @@ from retrograde.compiler.ir.verify import verify
 from retrograde.compiler.ops.region import graph_cost
 from retrograde.compiler.ops.segments import segment_count
 from retrograde.compiler.passes.attention import TileAttention
+from retrograde.compiler.passes.cross_entropy import ChunkHeads
 from retrograde.compiler.passes.cse import CSE
 from retrograde.compiler.passes.dce import DCE
 from retrograde.compiler.passes.expand import Expand
@@ -56,6 +57,7 @@ ALGEBRA: tuple[Stage, ...] = (
 )
 # What compiled kernels do whole.
 NATIVE: tuple[Stage, ...] = (("attention", TileAttention()),)
+HEADS: tuple[Stage, ...] = (("heads", ChunkHeads()),)
 LOOPS: tuple[Stage, ...] = (("sink", SinkScan()), ("hoist", HoistScan()))
 END: tuple[Stage, ...] = (
     ("cse-again", CSE()),
@@ -72,12 +74,14 @@ PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS, *END)  # but for what depends o
 class Options:
     """How to compile.  `at`: the sizes the plan is made for.  `budget`: the most bytes that the
     arena may have.  `poison` overwrites dead buffers,
-    `native` compiles kernels, of which `threads` may run at once;
+    `native` compiles kernels, of which `threads` may run at once; `heads` computes the loss of wide
+    heads without their logits (what is differentiated: under `chunked()` of passes.cross_entropy);
     `reuse=False` gives every buffer its own place: two ways to find faults of the plan."""
 
     at: Mapping[str, int] = field(default_factory=dict)
     budget: int | None = None
     native: bool = False
+    heads: bool = False
     threads: int = 1
     poison: bool = False
     reuse: bool = True
@@ -168,7 +172,10 @@ def _compile(
     symbols = tuple(graph.symbols()[name] for name in sorted(graph.symbols()))
     stages = {"trace": graph}
     _check(graph, "trace", options)
-    stages |= _staged(graph, (*NATIVE, *ALGEBRA) if options.native else ALGEBRA, options)
+    if options.heads:
+        stages |= _staged(graph, HEADS, options, inside=False)
+    start = stages[next(reversed(stages))]
+    stages |= _staged(start, (*NATIVE, *ALGEBRA) if options.native else ALGEBRA, options)
     start = stages[ALGEBRA[-1][0]]
     truncated = tuple(truncation(start))
     made: list[CompiledRecipe] = []

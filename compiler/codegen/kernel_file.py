@@ -24,6 +24,8 @@ MARK = "/* --- the kernels of this program */"
 END = "/* --- their table */\n"
 ATTENTION = ("base", "attention", "attention_masks", "attention_forward", "attention_backward")
 WIDTH, PLACES = 96, 4
+PARTS = ("base", "math", "gemm", "random")
+SPECIAL = {"attention": ATTENTION, "ce": (*PARTS[:3], "cross_entropy")}  # as their kernels call
 _NAME = re.compile(r"^static i64 k\d+\(", re.MULTILINE)
 _NEXT = re.compile(r"\n\n(?=(?:/\*(?:(?!\*/).)*\*/\n)?static i64 k\d+\()", re.DOTALL)
 
@@ -78,8 +80,8 @@ class Kernels:
 
     def files(self) -> tuple[KernelFile, ...]:
         """The C files, which compile side by side: products, which share their tiles, attention,
-        and the others by the dozen."""
-        kinds: dict[str, list[int]] = {"gemm": [], "attention": [], "": []}
+        heads with their losses, and the others by the dozen."""
+        kinds: dict[str, list[int]] = {"gemm": [], "attention": [], "ce": [], "": []}
         for text, number in self.numbers.items():
             kind = next((k for k in kinds if k and f"rg_{k}_" in text), "")
             kinds[kind].append(number)
@@ -90,11 +92,11 @@ class Kernels:
         return tuple(self._file(kind, numbers, texts) for kind, numbers in files)
 
     def _file(self, kind: str, numbers: Sequence[int], texts: Mapping[int, str]) -> KernelFile:
-        """A file; that of attention tells no places, so that models share it."""
-        parts = ("base", "math", "gemm", "random") if kind != "attention" else ATTENTION
-        pieces = [SHARED if kind == "gemm" else "", *map(part, parts), MARK]
+        """A file; those of attention and of heads tell no places, so that models share them."""
+        parts = SPECIAL.get(kind, PARTS)
+        pieces = [SHARED if kind in ("gemm", "ce") else "", *map(part, parts), MARK]
         for place, number in enumerate(numbers):
-            heading = self._heading(number) + "\n" if kind != "attention" else ""
+            heading = self._heading(number) + "\n" if kind not in SPECIAL else ""
             pieces.append(heading + texts[number].replace("@", f"k{place}", 1))
         widths = "RG_NR_f32, RG_NR_f64" if "gemm" in parts else "0"
         names = ", ".join(f"k{place}" for place in range(len(numbers)))

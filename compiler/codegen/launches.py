@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from retrograde.compiler.codegen.c import Function, fill_function, row_function
 from retrograde.compiler.codegen.c_attention import attention_functions, gradient_functions
 from retrograde.compiler.codegen.c_copy import copy_function
+from retrograde.compiler.codegen.c_cross_entropy import head_functions
 from retrograde.compiler.codegen.c_index import check_function, gather_function, scatter_function
 from retrograde.compiler.codegen.c_matmul import matmul_function, pack_function
 from retrograde.compiler.codegen.c_random import bits_function, fold_function
@@ -23,6 +24,7 @@ from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph, Node
 from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.plan.cross_entropy import NAMES as HEADS
 from retrograde.compiler.plan.steps import (
     CopyStep,
     FusedStep,
@@ -222,6 +224,15 @@ def _attention(step: OpStep) -> list[Launch] | None:
     return [Launch(f) for f in make(step.node, _views(step), step.results, step.scratch[0])]
 
 
+def _head(step: OpStep) -> list[Launch] | None:
+    made = head_functions(step)
+    if made is None:
+        return None
+    classes = 0 if step.node.attrs["transposed"] else 1
+    listed = Launch(made[0], ((classes, _views(step)[1]),), wrap=False)
+    return [listed, *map(Launch, made[1:])]
+
+
 _RULES: dict[str, Callable[[OpStep], list[Launch] | None]] = {
     "sum": _reduction, "prod": _reduction, "max": _reduction, "min": _reduction,
     "any": _reduction, "all": _reduction, "argmax": _place, "argmin": _place,
@@ -231,4 +242,5 @@ _RULES: dict[str, Callable[[OpStep], list[Launch] | None]] = {
     "set_slice": _set_slice, "pad": _pad, "dim_value": _filled, "iota": _iota,
     "random_bits": _bits, "random_fold": _fold,
     "flash_attention": _attention, "flash_attention_grad": _attention,
+    **dict.fromkeys(HEADS, _head),
 }  # fmt: skip

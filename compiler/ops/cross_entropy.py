@@ -75,7 +75,7 @@ def _infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...
     if x.ndim != 2 or w.ndim != 2 or not dims.same(x.shape[1], sizes_of(attrs, w)[0]):
         layout = "[v, d]" if attrs["transposed"] else "[d, v]"
         raise ShapeError(f"x {x} and w {w} are not [n, d] and {layout}")
-    d, v = sizes_of(attrs, w)
+    _, v = sizes_of(attrs, w)
     if not same_shape(targets.shape, x.shape[:1]):
         raise ShapeError(f"x {x} needs a target for each row, got {targets}")
     if "bias" in given and not same_shape(given["bias"].shape, (v,)):

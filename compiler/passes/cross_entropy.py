@@ -37,11 +37,12 @@ WIDER = 4  # how many times as many classes as numbers in a row of x, or the sum
 
 @dataclass(frozen=True)
 class ChunkHeads:
-    """Rewrites heads with at least `least` classes.
+    """Rewrites heads with at least `least` classes, and `wider` times as many as the width.
 
     `elements`: the types of numbers that are taken; `refusals` collects reasons, a line each."""
 
     least: int = LEAST
+    wider: int = WIDER
     elements: tuple[str, ...] = ("f32", "f64")
     refusals: list[str] | None = None
 
@@ -94,8 +95,8 @@ class ChunkHeads:
             raise Refused(f"logits in tiles are {' or '.join(self.elements)}, not {dtype}")
         if not (isinstance(classes, int) and isinstance(width, int)):
             raise Refused(f"{classes} classes of width {width}: these take static sizes")
-        if classes < self.least or classes < WIDER * width:
-            least = max(self.least, WIDER * width)
+        if classes < self.least or classes < self.wider * width:
+            least = max(self.least, self.wider * width)
             raise Refused(f"{classes} classes of width {width} save little; {least} would")
 
 

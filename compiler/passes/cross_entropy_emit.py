@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ir.builder import Builder
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.expr import Expr, as_expr, zeros
 from retrograde.compiler.ir.graph import Node, TensorType, Value
 from retrograde.compiler.ir.registry import lookup
-from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ops.composite import reshaped
 from retrograde.compiler.ops.contract import dot_general
 from retrograde.compiler.ops.cross_entropy import EXTRAS

@@ -18,6 +18,12 @@ from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
 from retrograde.compiler.ops.contract import free_axes
 from retrograde.compiler.ops.region import effects_of
 
+# From a form to the next: the totals and the largest are those of the classes.
+_NEXT = {
+    ("logits", "max"): "top", ("shifted", "exp"): "weights", ("weights", "sum"): "total",
+    ("total", "log"): "level",
+}  # fmt: skip
+
 
 class Refused(Exception):
     """Why something that looks like a head is left as it is."""
@@ -83,7 +89,7 @@ class Matcher:
         """The head that begins with `product`; None where no softmax follows, Refused where it is
         close to one."""
         x, w = product.inputs
-        (mine,), (theirs,) = product.attrs["contract"]
+        mine, theirs = (axes[0] for axes in product.attrs["contract"])
         matrix, transposed = right_matrix(w, theirs, self.makers)
         order = (*free_axes(x.type.ndim, (mine,)), mine)
         classes = product.output.shape[-1]
@@ -166,35 +172,28 @@ class Matcher:
 
     def _read(self, node: Node, v: Value, form: str) -> None:
         name, last = node.op.name, v.type.ndim - 1
-        per_class = form in ("logits", "shifted", "weights", "logs")
-        if name == "reshape" and (not per_class or self._keeps_classes(node)):
-            self._go(node, form)
-        elif name == "broadcast_to" and not per_class:
-            self._go(node, form)
-        elif name == "stop_gradient" and form == "top":
+        along = node.attrs.get("axes") == (last,)
+        if self._moves(node, form):
             self._go(node, form)
         elif form in ("logits", "logs") and self._ended(node, v, form == "logs"):
             return
-        elif form == "logits":
-            if name == "log_softmax" and node.attrs["axis"] == last:
-                self._go(node, "logs")
-            elif name == "max" and node.attrs["axes"] == (last,):
-                self._go(node, "top")
-            elif name == "sub" and node.inputs[0] is v:
-                self._less(node)
-        elif form == "shifted" and name == "exp":
-            self._go(node, "weights")
-        elif form == "shifted" and name == "sub" and node.inputs[0] is v:
+        elif (form, name) in _NEXT and (along or name in ("exp", "log")):
+            self._go(node, _NEXT[form, name])
+        elif form == "logits" and name == "log_softmax" and node.attrs["axis"] == last:
+            self._go(node, "logs")
+        elif name == "sub":
             self._less(node)
-        elif form == "weights" and name == "sum" and node.attrs["axes"] == (last,):
-            self._go(node, "total")
-        elif form == "total" and name == "log":
-            self._go(node, "level")
-        elif form in ("top", "level") and name == "sub" and node.inputs[1] is v:
-            self._less(node)
-        elif form in ("top", "level") and name == "add":
-            if {self.forms.get(x) for x in node.inputs} == {"top", "level"}:
-                self.head.ends[node] = End("lse")
+        elif name == "add" and {self.forms.get(x) for x in node.inputs} == {"top", "level"}:
+            self.head.ends[node] = End("lse")
+
+    def _moves(self, node: Node, form: str) -> bool:
+        """Whether a node only gives a form another shape, or marks it."""
+        name = node.op.name
+        if name == "reshape":
+            return form in ("top", "total", "level") or self._keeps_classes(node)
+        if name == "broadcast_to":
+            return form in ("top", "total", "level")
+        return name == "stop_gradient" and form == "top"
 
     def _less(self, node: Node) -> None:
         """A difference of forms, once both are known."""
@@ -296,7 +295,7 @@ class Matcher:
             if node in own:
                 raise Refused(f"a target, mask or bias depends on it ({node.place})")
             if effects_of(node) and self.places[node] > self.places[head.product]:
-                raise Refused(f"a target, mask or bias is made after it by what acts ({node.place})")
+                raise Refused(f"a target or mask is made after it by what acts ({node.place})")
 
     def _above(self, values: list[Value]) -> Iterator[Node]:
         seen: set[Node] = set()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.builder import new_value, next_id
-from retrograde.compiler.ir.graph import Graph, Node, Value
+from retrograde.compiler.ir.graph import Graph, Node
 from retrograde.compiler.passes.cross_entropy_match import is_product, right_matrix
 from retrograde.compiler.passes.dce import DCE
 

@@ -20,6 +20,7 @@ from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.ops.branch import BRANCHES
 from retrograde.compiler.ops.window import extent
 from retrograde.compiler.plan import flash
+from retrograde.compiler.plan.cross_entropy import head_memory
 from retrograde.compiler.plan.fused import lower_fused, lower_rows
 from retrograde.compiler.plan.lower_segments import lower_replay, lower_sweep
 from retrograde.compiler.plan.matmul import matrices
@@ -157,7 +158,9 @@ class Lowering:
             self._flash(node)
             return
         results = tuple(self.result(node, v) for v in node.outputs)
-        space = self._partials(node) if self.native else ()
+        space: tuple[View, ...] = ()
+        if self.native:
+            space = head_memory(node, self.threads) or self._partials(node)
         self.steps.append(OpStep(node, operands, results, space))
 
     def _flash(self, node: Node) -> None:

@@ -153,7 +153,8 @@ typedef struct {
                     chosen[i * d + k] = across[(k / NR * width + t) * NR + k % NR];                \
                 if (db) db[target[i] * sd] -= loss[i];                                             \
             }                                                                                      \
-            rg_ce_placed_##T(dw + c * dv, dk, dv, slopes, st, count ? d : 0, width);               \
+            if (!count) memset(slopes, 0, d * st * sizeof(T));                                     \
+            rg_ce_placed_##T(dw + c * dv, dk, dv, slopes, st, d, width);                           \
         }                                                                                          \
     }                                                                                              \
                                                                                                    \
@@ -177,8 +178,8 @@ typedef struct {
         }                                                                                          \
     }
 
-/* d rows of w columns, st apart -> where the gradient of w wants them; zeros for d = 0.  Blocks of
- * 16 by 16 where columns lie apart, so that lines are written whole. */
+/* d rows of some columns, st apart -> where the gradient of w wants them; 16 rows at a time where
+ * columns lie apart, so that lines are written whole. */
 #define RG_CE_PLACED_OF(T)                                                                         \
     RG_CE_SHARED void rg_ce_placed_##T(T *dw, i64 dk, i64 dv, const T *from, i64 st, i64 d,        \
                                        i64 width) {                                                \
