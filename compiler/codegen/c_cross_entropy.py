@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from retrograde.compiler.codegen.c import HEAD, Function
-from retrograde.compiler.codegen.cstyle import Extents, memory_type
+from retrograde.compiler.codegen.cstyle import Extents, literal, memory_type
+from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ops.composite import lowest
 from retrograde.compiler.ops.cross_entropy import named
 from retrograde.compiler.plan.cross_entropy import TILE, HeadCut, head_cut
 from retrograde.compiler.plan.steps import OpStep
@@ -71,7 +73,7 @@ class _Head:
             lines.append(f"    if (!kept[i * {c.size(kept.strides[0])}]) continue;")
         lines += [
             f"    const i64 t = (i64)target[i * {c.size(self.target.strides[0])}];",
-            f"    if (t < 0 || t >= {self.cut.v}) return rg_bad_index(0, t);",
+            f"    if (t < 0 || t >= {c.size(self.cut.v)}) return rg_bad_index(0, t);",
             "    rows[count] = i;",
             "    rows[n + count++] = t;",
             "  }",
@@ -82,11 +84,12 @@ class _Head:
     def _side_by_side(self, c: _Text) -> list[str]:
         """Row `i` of those that count."""
         sm, sk = map(c.size, self.x.strides)
+        d = c.size(self.cut.d)
         return [
             "    if (i >= rows[2 * n]) continue;",
             "    const i64 r = rows[i];",
-            f"    for (i64 k = 0; k < {self.cut.d}; k++)",
-            f"      packed[i * {self.cut.d} + k] = x[r * {sm} + k * {sk}];",
+            f"    for (i64 k = 0; k < {d}; k++)",
+            f"      packed[i * {d} + k] = x[r * {sm} + k * {sk}];",
         ]
 
     def _gathered(self) -> Function:
@@ -100,7 +103,7 @@ class _Head:
         sn, sl = c.size(nll.strides[0]), c.size(lse.strides[0])
         lines += [
             c.pointer(nll, "nll", True), c.pointer(lse, "lse", True),
-            f"  const {self.kind} none = ({self.kind})rg_log_f64({self.cut.v}.0);",
+            f"  const {self.kind} none = ({self.kind})rg_log_f64({c.size(self.cut.v)});",
             f"  const i64 n = {c.size(self.cut.n)};",
             "  for (i64 i = lo; i < hi; i++) {",
             f"    nll[i * {sn}] = lse[i * {sl}] = none;",
@@ -115,6 +118,7 @@ class _Head:
         names = ("lse", "gain", "loss")
         dx = self.step.results[0]
         sm, sk = map(c.size, dx.strides)
+        d = c.size(self.cut.d)
         strides = [c.size(v.strides[0]) for v in self.rest]
         level, gain, loss = (f"{name}[r * {s}]" for name, s in zip(names, strides, strict=True))
         lines = [
@@ -124,9 +128,9 @@ class _Head:
             c.pointer(self.by_row, "by_row", True),
             f"  const i64 n = {c.size(self.cut.n)};",
             "  for (i64 i = lo; i < hi; i++) {",
-            f"    for (i64 k = 0; k < {self.cut.d}; k++) dx[i * {sm} + k * {sk}] = 0;",
+            f"    for (i64 k = 0; k < {d}; k++) dx[i * {sm} + k * {sk}] = 0;",
             *self._side_by_side(c),
-            f"    const {self.kind} low = RG_CE_LOW_{self.kind};",
+            f"    const {self.kind} low = {literal(lowest(self.x.dtype), self.x.dtype)};",
             f"    by_row[i] = {level} < low ? low : {level};",
             f"    by_row[n + i] = {gain};",
             f"    by_row[2 * n + i] = {loss};",
@@ -136,7 +140,8 @@ class _Head:
 
     def _stats(self) -> Function:
         c, kind = _Text(self), self.kind
-        panels, logits, all_ = self.cut.part(False)
+        panels, logits, all_ = map(c.size, self.cut.part(False))
+        slices = c.size(self.cut.slices)
         bias, step = c.bias()
         lines = [
             *c.common(),
@@ -144,8 +149,8 @@ class _Head:
             c.pointer(self.by_row, "by_row", True), c.pointer(self.work, "work", True),
             *bias,
             f"  {kind} *const mine = work + part * {all_};",
-            f"  {kind} *const top = by_row, *const sum = top + {self.cut.slices} * s.n, "
-            f"*const picked = sum + {self.cut.slices} * s.n;",
+            f"  {kind} *const top = by_row, *const sum = top + {slices} * s.n, "
+            f"*const picked = sum + {slices} * s.n;",
             "  for (i64 p = lo; p < hi; p++)",
             f"    rg_ce_stats_{kind}(&s, p, x, rows + s.n, rows[2 * s.n], w, bias, {step}, "
             "top + p * s.n, sum + p * s.n, picked, "
@@ -156,12 +161,13 @@ class _Head:
     def _totals(self) -> Function:
         c, kind = _Text(self), self.kind
         nll, lse = self.step.results
+        slices = c.size(self.cut.slices)
         lines = [
             *c.common(),
             c.pointer(self.by_row, "top"),
             c.pointer(nll, "nll", True), c.pointer(lse, "lse", True),
-            f"  const {kind} *const sum = top + {self.cut.slices} * s.n;",
-            f"  rg_ce_totals_{kind}(&s, rows, top, sum, sum + {self.cut.slices} * s.n, "
+            f"  const {kind} *const sum = top + {slices} * s.n;",
+            f"  rg_ce_totals_{kind}(&s, rows, top, sum, sum + {slices} * s.n, "
             f"nll, {c.size(nll.strides[0])}, lse, {c.size(lse.strides[0])}, "
             "lo, rg_min(hi, rows[2 * s.n]));",
         ]  # fmt: skip
@@ -169,7 +175,7 @@ class _Head:
 
     def _grads(self) -> Function:
         c, kind = _Text(self), self.kind
-        panels, logits, across, slopes, all_ = self.cut.part(True)
+        panels, logits, across, slopes, all_ = map(c.size, self.cut.part(True))
         _, dw, *db = self.step.results
         dk, dv = map(c.size, dw.strides)
         if self.step.node.attrs["transposed"]:
@@ -186,7 +192,7 @@ class _Head:
             "  for (i64 p = lo; p < hi; p++)",
             f"    rg_ce_grads_{kind}(&s, p, x, rows + s.n, rows[2 * s.n], by_row, by_row + s.n, "
             f"by_row + 2 * s.n, w, bias, {step}, dw, {dk}, {dv}, db, "
-            f"{c.size(db[0].strides[0]) if db else 0}, added + p * s.n * s.wide, chosen, "
+            f"{c.size(db[0].strides[0]) if db else '0'}, added + p * s.n * s.wide, chosen, "
             f"mine + {panels}, mine + {across}, mine + {slopes}, mine + {logits});",
         ]  # fmt: skip
         return c.function(lines, self.cut.slices)
@@ -203,12 +209,23 @@ class _Head:
         return c.function(lines, self.cut.n)
 
 
+class _Sizes(Extents):
+    """All sizes as arguments, known ones too: one text for heads of every size."""
+
+    def __call__(self, d: Dim) -> str:
+        for i, known in enumerate(self.open):
+            if dims.same(known, d):
+                return f"n{i}"
+        self.open.append(d)
+        return f"n{len(self.open) - 1}"
+
+
 class _Text:
     """The text of one function, and what it is given."""
 
     def __init__(self, head: _Head) -> None:
         self.head = head
-        self.size = Extents()
+        self.size = _Sizes()
         self.places: list[View] = []
 
     def pointer(self, v: View, name: str, written: bool = False) -> str:

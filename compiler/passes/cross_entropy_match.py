@@ -89,7 +89,7 @@ class Matcher:
         """The head that begins with `product`; None where no softmax follows, Refused where it is
         close to one."""
         x, w = product.inputs
-        mine, theirs = (axes[0] for axes in product.attrs["contract"])
+        (mine,), (theirs,) = product.attrs["contract"]
         matrix, transposed = right_matrix(w, theirs, self.makers)
         order = (*free_axes(x.type.ndim, (mine,)), mine)
         classes = product.output.shape[-1]
@@ -113,9 +113,8 @@ class Matcher:
         """Past reshapes, a bias and masks, each of which is all that reads what is before it."""
         head = self.head
         head.inside.add(head.product)
-        while len(users := self.users.get(v, ())) == 1:
-            (node,) = users
-            name = node.op.name
+        while len(users := list(self.users.get(v, ()))) == 1:
+            node, name = users[0], users[0].op.name
             if name == "reshape" and self._keeps_classes(node):
                 pass
             elif name == "add" and head.bias is None and not head.kept:

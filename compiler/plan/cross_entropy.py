@@ -2,8 +2,8 @@
 working memory that they take.
 
 Each slice of the vocabulary is one piece of work; it goes through its columns in blocks, and
-through the rows in tiles.  Invariant: the cut follows from the static sizes d and v alone; nothing has the
-size of the logits.
+through the rows in tiles.  Invariant: the cut follows from the static sizes d and v alone; nothing
+has the size of the logits.
 """
 
 from __future__ import annotations
