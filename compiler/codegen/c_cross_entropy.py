@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from retrograde.compiler.codegen.c import HEAD, Function
 from retrograde.compiler.codegen.cstyle import Extents, literal, memory_type
-from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ops.composite import lowest
 from retrograde.compiler.ops.cross_entropy import named
@@ -177,9 +176,8 @@ class _Head:
         c, kind = _Text(self), self.kind
         panels, logits, across, slopes, all_ = map(c.size, self.cut.part(True))
         _, dw, *db = self.step.results
-        dk, dv = map(c.size, dw.strides)
-        if self.step.node.attrs["transposed"]:
-            dk, dv = dv, dk
+        flip = -1 if self.step.node.attrs["transposed"] else 1
+        dk, dv = map(c.size, dw.strides[::flip])
         bias, step = c.bias()
         lines = [
             *c.common(),
@@ -210,12 +208,11 @@ class _Head:
 
 
 class _Sizes(Extents):
-    """All sizes as arguments, known ones too: one text for heads of every size."""
+    """All sizes as arguments, known ones too and each apart: one text for heads of every size."""
 
     def __call__(self, d: Dim) -> str:
-        for i, known in enumerate(self.open):
-            if dims.same(known, d):
-                return f"n{i}"
+        if not isinstance(d, int):
+            return super().__call__(d)
         self.open.append(d)
         return f"n{len(self.open) - 1}"
 

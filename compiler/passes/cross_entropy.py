@@ -29,6 +29,7 @@ from retrograde.compiler.ir.location import where
 from retrograde.compiler.passes.cross_entropy_emit import Emitter
 from retrograde.compiler.passes.cross_entropy_match import Head, Matcher, Refused, is_product
 from retrograde.compiler.passes.cross_entropy_peel import peeled
+from retrograde.compiler.passes.cse import CSE
 from retrograde.compiler.passes.dce import DCE
 
 LEAST = 4096  # classes: with fewer, computing logits again costs more than keeping them
@@ -48,11 +49,12 @@ class ChunkHeads:
 
     def __call__(self, graph: Graph) -> Graph:
         graph = DCE()(self._inside(graph))
-        opened, calls = peeled(graph)
+        single = CSE()(graph)  # logits that are written down twice are one
+        opened, calls = peeled(single)
         found = self._heads(opened)
         if calls:  # only those that a head comes out of are opened
             useful = {calls[h.product] for h in found.values() if h.product in calls}
-            opened, _ = peeled(graph, useful)
+            opened, _ = peeled(single, useful)
             found = replace(self, refusals=None)._heads(opened)
         return DCE()(_rewritten(opened, found)) if found else graph
 

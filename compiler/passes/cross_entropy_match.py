@@ -230,9 +230,9 @@ class Matcher:
         while (node := self._by(target, "reshape")) is not None:
             target = node.inputs[0]
         found = self.head.target
-        if found is not None and found != (target, wrap):
+        if found is not None and found[0] is not target:
             raise Refused("its rows have several targets each")
-        self.head.target = (target, wrap)
+        self.head.target = (target, wrap and (found is None or found[1]))
 
     def _one_a_row(self, node: Node, v: Value) -> bool:
         """Whether a gather takes one class of each row, in order."""
