@@ -81,11 +81,11 @@ def arrays_of(graph: Graph, n: int, seed: int = 0) -> list[Array]:
 class Native:
     """A graph compiled for some threads, with its logits nowhere."""
 
-    def __init__(self, graph: Graph, threads: int = 2) -> None:
-        options = Options(native=True, threads=threads, verify=True)
-        self.compiled = compile_graph(graph, options)
-        assert "evaluate" not in self.compiled.program.source
-        self.run = Executable(self.compiled.program, NativeDevice(threads))
+    def __init__(self, graph: Graph, threads: int = 2, poison: bool = False) -> None:
+        options = Options(native=True, threads=threads, verify=True, poison=poison)
+        program = compile_graph(graph, options).program
+        assert "evaluator" not in program.source
+        self.run = Executable(program, NativeDevice(threads), poison=poison)
 
     def __call__(self, arrays: Sequence[Array], n: int) -> list[Array]:
         return self.run.run(list(arrays), {"N": n})
@@ -156,6 +156,15 @@ def test_the_bits_depend_on_no_number_of_threads(extras: tuple[str, ...]) -> Non
     found = [Native(graph, threads)(arrays, 211) for threads in (1, 2, 3, 1)]
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+def test_nothing_is_read_before_it_is_written() -> None:
+    graph = head(20, 300, ("bias", "kept"))
+    arrays = arrays_of(graph, 50)
+    plain, poisoned = Native(graph), Native(graph, poison=True)
+    for _ in range(2):
+        for a, b in zip(plain(arrays, 50), poisoned(arrays, 50), strict=True):
             assert a.tobytes() == b.tobytes()
 
 

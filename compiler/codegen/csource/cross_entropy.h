@@ -143,7 +143,7 @@ typedef struct {
                 }                                                                                  \
                 rg_ce_gemm_##T(slopes, st, xr, 1, d, logits, st, NR, d, full * NR, m, r > 0);      \
                 rg_ce_gemm_##T(added + r * wide, wide, logits, st, 1, across, NR, NR * width, m,   \
-                               wide, width, c > first);                                            \
+                               (d + NR - 1) / NR * NR, width, c > first);                          \
             }                                                                                      \
             for (i64 i = 0; i < count; i++) {                                                      \
                 const i64 t = target[i] - c;                                                       \
