@@ -19,6 +19,9 @@ from retrograde.compiler.ir.interpreter import evaluate
 from retrograde.compiler.ir.verify import verify
 from retrograde.compiler.ops.region import nested
 from retrograde.compiler.passes.cross_entropy import ChunkHeads, chunked
+from retrograde.compiler.pipeline import Options, compile_graph
+from retrograde.runtime.device import get_device
+from retrograde.runtime.executable import Executable
 from retrograde.traces import Declared
 
 Array = npt.NDArray[Any]
@@ -314,3 +317,14 @@ def test_products_without_a_loss_are_no_heads() -> None:
     graph, _ = traced(lambda x, w: rnp.tanh(x @ w), X, W)
     assert ChunkHeads(least=2, wider=0, refusals=refusals)(graph) is graph
     assert not refusals
+
+
+def test_the_pipeline_takes_wide_heads_where_it_is_asked_to() -> None:
+    rng = np.random.default_rng(8)
+    x, w, t = rng.standard_normal((2, 3)), rng.standard_normal((3, 4096)), np.array([4095, 17])
+    graph, arrays = traced(lambda x, w, t: cross_entropy(x @ w, t).value, x, w, t)
+    asked = compile_graph(graph, Options(heads=True))
+    assert heads(asked.stages["heads"]) == 1 and "linear_cross_entropy" in asked.program.source
+    assert "linear_cross_entropy" not in compile_graph(graph, Options()).program.source
+    found = Executable(asked.program, get_device("numpy")).run(arrays, {})
+    same(found, evaluate(graph, arrays))
