@@ -89,6 +89,9 @@ def _infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...
 def _infer_grad(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
     n = 3 + len(attrs["extras"])
     row, _ = _infer(types[:n], attrs)
+    for t in types[n:]:
+        if t.dtype is not row.dtype:
+            raise DTypeError(f"a result of linear_cross_entropy or its cotangent is {t}, not {row}")
     if len(types) != n + 3 or not all(same_type(t, row) for t in types[n:]):
         raise ShapeError(
             f"after the operands of linear_cross_entropy come the log-sum-exp, what its softmax is "
