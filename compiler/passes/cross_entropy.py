@@ -142,7 +142,8 @@ class _Rewriting:
         self._need(emitter.operands)
         old = node.origin
         origin = Origin(old.role, "heads", (node.id, *old.ancestors[:3]), old.group)
-        with self.builder.located(node.loc, node.scope, origin):
+        # A wrong target is told at the loss; time and memory are those of the layer.
+        with self.builder.located(node.loc, head.product.scope, origin):
             emitter.emit()
 
     def _need(self, values: Sequence[Value]) -> None:

@@ -163,6 +163,10 @@ def test_a_linear_layer(bias: bool) -> None:
     graph, arrays = traced(lambda m, x, t: cross_entropy(m(x), t).value, layer, x, T)
     made = ChunkHeads(least=2, wider=0)(graph)
     assert heads(made) == 1 and not rows_by_classes(made)
+    named, _ = traced(lambda m, x, t: cross_entropy(m["out"](x), t).value, {"out": layer}, x, T)
+    scopes = {n.op.name: n.scope for n in named.nodes}
+    (one,) = (n for n in ChunkHeads(least=2, wider=0)(named).nodes if "linear" in n.op.name)
+    assert one.scope == scopes["dot_general"]
     (found,), (expected,) = evaluate(made, arrays), evaluate(graph, arrays)
     assert found == pytest.approx(expected, rel=1e-6)
 
@@ -181,6 +185,8 @@ def test_models(options: dict[str, bool]) -> None:
 
     made = becomes_one(loss, model, tokens, T)
     assert any(n.op.name == "remat_call" for n in made.nodes) == options.get("remat", True)
+    (one,) = (n for n in made.nodes if n.op.name == "linear_cross_entropy")
+    assert one.loc is not None and one.loc.file == __file__
 
 
 def test_a_recurrent_model_with_lengths() -> None:
