@@ -101,6 +101,7 @@ class Options:
             at=dict(at or {}),
             budget=budget,
             native=native,
+            heads=native,
             threads=threads,
             poison=_flag("POISON"),
             reuse=not _flag("NO_REUSE"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from retrograde.compiler.ir.dims import Symbol
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.passes.attention import tiled
+from retrograde.compiler.passes.cross_entropy import chunked
 from retrograde.compiler.pipeline import CompiledRecipe, Options, compile_graph
 from retrograde.compiler.plan.decided import Decided
 from retrograde.runtime.device import default_name, get_device
@@ -89,13 +90,18 @@ def checked_backend(backend: str) -> str:
     return backend
 
 
-def tracing_for(backend: str) -> AbstractContextManager[Any]:
+@contextmanager
+def tracing_for(backend: str) -> Iterator[None]:
     """While a function is traced for `backend`: what that backend has kernels of its own for is
     recognised before it is differentiated."""
     name = checked_backend(backend)
     if name == "auto":
         name = default_name()
-    return tiled() if name == "native" else nullcontext()
+    if name != "native":
+        yield
+        return
+    with tiled(), chunked():
+        yield
 
 
 def checked_threads(threads: int | None) -> int | None:
