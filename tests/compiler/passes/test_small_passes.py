@@ -190,7 +190,8 @@ def test_cse_merges_within_a_recomputation() -> None:
           %5: f32[B] = add %2, %3
           return %1, %4, %5 }"""
     graph = written(text)
-    assert [n.origin.group for n in graph.nodes] == [0, 7, 7, 8, 0]
+    none, one, same, other, last = (n.origin.group for n in graph.nodes)
+    assert none == last == 0 and 0 != one == same != other != 0
     after = CSE()(graph)
     assert names(after).count("exp") == 3
     same_numbers(graph, after)
@@ -206,7 +207,8 @@ def test_simplify_keeps_the_recomputation_of_a_sum() -> None:
     graph = written(text)
     after = DCE()(CSE()(Simplify()(graph)))
     assert names(after) == ["sum", "sum"]
-    assert [n.origin.group for n in after.nodes] == [0, 7]
+    first, second = after.nodes
+    assert first.origin.group == 0 != second.origin.group
     same_numbers(graph, after)
 
 
