@@ -95,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = [verdict for result in results for verdict in report.verdicts(result)]
     found += report.growth(results)
     if compiling:
-        figures = compile_gpt.measure(settings.threads, settings.backend, settings.quick)
+        layers = compile_gpt.LAYERS[:1] if settings.quick else compile_gpt.LAYERS
+        figures = compile_gpt.measure(settings.threads, settings.backend, layers)
         console.print(compile_gpt.table(figures))
         found += compile_gpt.verdicts(figures)
     console.print(report.verdict_table(found))

@@ -88,13 +88,13 @@ def _first_less_later(step: Any, problem: GPTProblem) -> float:
     return max(0.0, seconds[0] - statistics.median(seconds[1:]))
 
 
-def measure(threads: int, backend: str, quick: bool = False) -> Figures:
-    """Cold and then warm for each number of layers; a quick run leaves out the many."""
+def measure(threads: int, backend: str, layers: Sequence[int] = LAYERS) -> Figures:
+    """Cold and then warm for each number of layers."""
     found: Figures = {}
-    for layers in LAYERS[:1] if quick else LAYERS:
+    for count in layers:
         with tempfile.TemporaryDirectory(prefix="retrograde-bench-") as folder:
             for state in ("cold", "warm"):
-                found[f"{layers} layers, {state}"] = _fresh(layers, backend, threads, folder)
+                found[f"{count} layers, {state}"] = _fresh(count, backend, threads, folder)
     return found
 
 

@@ -34,17 +34,24 @@ def _lstm(name: str, problem: LSTMProblem, *targets: Target) -> Workload:
     return Workload(name, problem, contenders, targets, reference="torch-cell", note=REWRITTEN)
 
 
-def _recurrent(
-    kind: str, name: str, problem: GRUProblem | RaggedProblem, library: str, *targets: Target
-) -> Workload:
-    own = f"benchmarks.retrograde_{kind}:contender"
+def _gru(name: str, problem: GRUProblem, *targets: Target) -> Workload:
+    own = "benchmarks.retrograde_gru:contender"
     contenders = {
         OWN: Peer("retrograde", own, {"tables": False}),
         TABLES: Peer("retrograde", own),
-        library: Peer("torch", f"benchmarks.peers.torch_{kind}:contender"),
-        "jax": Peer("jax", f"benchmarks.peers.jax_{kind}:contender"),
+        "nn.GRU": Peer("torch", "benchmarks.peers.torch_gru:contender"),
+        "jax": Peer("jax", "benchmarks.peers.jax_gru:contender"),
     }
-    return Workload(name, problem, contenders, targets, reference=library, note=REWRITTEN)
+    return Workload(name, problem, contenders, targets, reference="nn.GRU", note=REWRITTEN)
+
+
+def _ragged(name: str, problem: RaggedProblem, *targets: Target) -> Workload:
+    contenders = {
+        OWN: Peer("retrograde", "benchmarks.retrograde_ragged:contender", {"tables": False}),
+        "nn.LSTM packed": Peer("torch", "benchmarks.peers.torch_ragged:contender"),
+        "jax": Peer("jax", "benchmarks.peers.jax_ragged:contender"),
+    }
+    return Workload(name, problem, contenders, targets, reference="nn.LSTM packed")
 
 
 def _kernel(name: str, problem: KernelProblem, *targets: Target, jax: bool = True) -> Workload:
@@ -109,11 +116,8 @@ WORKLOADS: tuple[Workload, ...] = (
         faster("jax", 3.5, 4.5),
         faster("nn.LSTM", 3.2, 3.8, of=TABLES),
     ),
-    _recurrent("gru", "gru-256", GRUProblem(), "nn.GRU", faster("nn.GRU", 1.2, 1.5)),
-    _recurrent(
-        "ragged", "lstm-ragged", RaggedProblem(), "nn.LSTM packed",
-        faster("nn.LSTM packed", 1.2, 1.5),
-    ),
+    _gru("gru-256", GRUProblem(), faster("nn.GRU", 1.2, 1.5)),
+    _ragged("lstm-ragged", RaggedProblem(), faster("nn.LSTM packed", 1.2, 1.5)),
     *(
         _attention(length, *([faster("torch", 1.5, 1.75)] if length == 4096 else []))
         for length in LENGTHS
