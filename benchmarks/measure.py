@@ -3,6 +3,7 @@
 A contender is named by "module:function"; the function builds it from its arguments inside the
 process that measures it, so that no library's threads, caches or heap touch another's. The parent
 gives the turns A B A B ..., so a machine that slows down slows down all alike: trust the ratios.
+How much processor time the idle ones took is measured too.
 
 Activation memory of a step, in bytes:
 
@@ -24,21 +25,34 @@ is good to about a quarter of a MiB.
 
 from __future__ import annotations
 
-import gc
-import importlib
-import multiprocessing
 import os
-import statistics
+import signal
+import socket
+import subprocess
 import time
-import tracemalloc
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from benchmarks.contender import Built, Contender, Entry, Memory, Timing
+
+__all__ = [
+    "Built",
+    "Contender",
+    "Entry",
+    "Failed",
+    "Memory",
+    "Timing",
+    "Worker",
+    "measure_memory",
+    "measure_times",
+    "take_turns",
+]
+
+ROOT = Path(__file__).resolve().parents[1]
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -49,182 +63,51 @@ THREAD_VARIABLES = (
 PAUSE_SECONDS = 0.06
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A step that can be run again and again, and what it keeps for good."""
-
-    step: Callable[[], object]
-    persistent_bytes: int
-    planned_peak_bytes: int | None = None
-    arena_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class Entry:
-    """How to build a contender in a fresh process."""
-
-    name: str
-    factory: str
-    arguments: tuple[Any, ...]
-    tiny_arguments: tuple[Any, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    threads: int = 2
-
-    def build(self, arguments: tuple[Any, ...]) -> Contender:
-        module, function = self.factory.split(":")
-        make = getattr(importlib.import_module(module), function)
-        contender = make(*arguments, self.threads, **self.options)
-        assert isinstance(contender, Contender)
-        return contender
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of every timed step."""
-
-    name: str
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def minimum(self) -> float:
-        return min(self.seconds)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Where the bytes of a step are; see the module docstring for each term."""
-
-    name: str
-    high_water_bytes: int
-    persistent_bytes: int
-    baseline_anonymous_bytes: int
-    baseline_file_bytes: int
-    late_file_bytes: int  # file pages that came in after the tiny problem; part of the baseline
-    resident_between_steps_bytes: int
-    traced_peak_bytes: int
-    planned_peak_bytes: int | None
-    arena_bytes: int | None
-
-    @property
-    def baseline_bytes(self) -> int:
-        return self.baseline_anonymous_bytes + self.baseline_file_bytes
-
-    @property
-    def activation_bytes(self) -> int:
-        return self.high_water_bytes - self.persistent_bytes - self.baseline_bytes
-
-
-def process_status() -> dict[str, int]:
-    """The memory lines of /proc/self/status, in bytes."""
-    text = Path("/proc/self/status").read_text()
-    lines = (line.split() for line in text.splitlines() if line.endswith(" kB"))
-    return {name.rstrip(":"): int(kib) * 1024 for name, kib, _ in lines}
-
-
-def high_water_of(step: Callable[[], object]) -> int:
-    """VmHWM of this process during one call."""
-    Path("/proc/self/clear_refs").write_text("5")
-    step()
-    return process_status()["VmHWM"]
-
-
-def traced_peak_of(step: Callable[[], object]) -> int:
-    """The most bytes that Python and NumPy held at once during one call, beyond those before it.
-
-    The arena exists before the call, so this is what a step allocates outside of it. Allocators
-    that do not report to tracemalloc (PyTorch's) do not show up.
-    """
-    tracemalloc.start()
-    try:
-        step()
-        gc.collect()
-        before, _ = tracemalloc.get_traced_memory()
-        tracemalloc.reset_peak()
-        step()
-        return tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
-
-
-def measure_memory_here(entry: Entry, warmup: int, steps: int) -> Memory:
-    """Memory of the contender in this process, which must be fresh and is spoilt afterwards."""
-    tiny = entry.build(entry.tiny_arguments)
-    for _ in range(3):
-        tiny.step()
-    del tiny
-    gc.collect()
-    baseline = process_status()
-
-    contender = entry.build(entry.arguments)
-    for _ in range(warmup):
-        contender.step()
-    high_water = statistics.median(high_water_of(contender.step) for _ in range(steps))
-    after = process_status()
-    return Memory(
-        name=entry.name,
-        high_water_bytes=int(high_water),
-        persistent_bytes=contender.persistent_bytes,
-        baseline_anonymous_bytes=baseline["RssAnon"] + baseline["RssShmem"],
-        baseline_file_bytes=after["RssFile"],
-        late_file_bytes=after["RssFile"] - baseline["RssFile"],
-        resident_between_steps_bytes=after["VmRSS"],
-        traced_peak_bytes=traced_peak_of(contender.step),
-        planned_peak_bytes=contender.planned_peak_bytes,
-        arena_bytes=contender.arena_bytes,
-    )
-
-
-def _time_steps(step: Callable[[], object], count: int) -> list[float]:
-    seconds = []
-    step()  # wakes the thread pool and the caches after the other contenders' turns; not timed
-    for _ in range(count):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    return seconds
-
-
-def _serve(connection: Connection, entry: Entry) -> None:
-    """The child's loop: ("memory", warmup, steps), ("build", warmup), ("time", count) or None."""
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(entry.threads)))
-    contender: Contender | None = None
-    while (command := connection.recv()) is not None:
-        try:
-            match command:
-                case ("memory", warmup, steps):
-                    answer: Any = measure_memory_here(entry, warmup, steps)
-                case ("build", warmup):
-                    contender = entry.build(entry.arguments)
-                    answer = _time_steps(contender.step, warmup)
-                case ("time", count):
-                    assert contender is not None, "time before build"
-                    answer = _time_steps(contender.step, count)
-            connection.send(answer)
-        except Exception as error:
-            connection.send(error)
-            raise
+class Failed(Exception):
+    """A contender that could not be measured, and why."""
 
 
 class Worker:
     """A fresh process that holds one contender and works only when it is asked to."""
 
     def __init__(self, entry: Entry) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, child = context.Pipe()
-        self._process = context.Process(target=_serve, args=(child, entry), daemon=True)
-        self._process.start()
-        child.close()
+        self.entry = entry
+        ours, theirs = socket.socketpair()
+        threads = dict.fromkeys(THREAD_VARIABLES, str(entry.threads))
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        with theirs:
+            self._process = subprocess.Popen(
+                [entry.python, "-m", "benchmarks.inside", str(theirs.fileno())],
+                env={**os.environ, **threads, "PYTHONPATH": path, **entry.environment},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._connection = Connection(ours.detach())
+        self._send(entry)
 
-    def ask(self, *command: Any) -> Any:
-        self._connection.send(command)
-        answer = self._connection.recv()
-        if isinstance(answer, Exception):
-            raise answer
+    def ask(self, *command: Any, limit: float | None = None) -> Any:
+        """The answer to a command.  Raises Failed where there is none within `limit` seconds."""
+        self._send(command)
+        if limit is not None and not self._connection.poll(limit):
+            raise Failed(f"{self.entry.name} took more than {limit:.0f} s")
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            status = self._process.wait()
+            raise Failed(f"{self.entry.name} ended with status {status}") from None
+        if isinstance(answer, str):
+            raise Failed(f"{self.entry.name}: {answer}")
         return answer
+
+    def cpu_seconds(self) -> float:
+        """The processor time that it has taken, all of its threads together."""
+        text = Path(f"/proc/{self._process.pid}/stat").read_text()
+        user, system = text.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    def _send(self, message: object) -> None:
+        with suppress(BrokenPipeError):  # why it ended is told when its answer is read
+            self._connection.send(message)
 
     def __enter__(self) -> Worker:
         return self
@@ -235,30 +118,58 @@ class Worker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._process.is_alive() and kind is None:
-            self._connection.send(None)
+        if kind is not None:
+            self.kill()
         else:
-            self._process.terminate()
-        self._process.join()
+            self._send(None)
+            self._process.wait()
+
+    def kill(self) -> None:
+        """Ends the process and those that it has started: the session is its own."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def take_turns(workers: Sequence[Worker], rounds: int, steps: Sequence[int]) -> list[Timing]:
+    """Step times of contenders that are built: every round each has one turn, in their order."""
+    seconds: list[list[float]] = [[] for _ in workers]
+    idle, lasted = [0.0 for _ in workers], [0.0 for _ in workers]
+    for _ in range(rounds):
+        for i, worker in enumerate(workers):
+            time.sleep(PAUSE_SECONDS)
+            others = [other for other in workers if other is not worker]
+            before, start = sum(w.cpu_seconds() for w in others), time.perf_counter()
+            seconds[i] += worker.ask("time", steps[i])
+            lasted[i] += time.perf_counter() - start
+            idle[i] += sum(w.cpu_seconds() for w in others) - before
+    return [
+        Timing(worker.entry.name, tuple(own), count, took / whole if whole else 0.0)
+        for worker, own, count, took, whole in zip(
+            workers, seconds, steps, idle, lasted, strict=True
+        )
+    ]
 
 
 def measure_times(
     entries: Sequence[Entry], *, rounds: int = 12, steps: int = 8, warmup: int = 10
 ) -> list[Timing]:
-    """Step times of all entries: every round each has one turn, in the order given."""
+    """Step times of all entries, each in a process of its own."""
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(entry)) for entry in entries]
         for worker in workers:
             worker.ask("build", warmup)
-        seconds: list[list[float]] = [[] for _ in entries]
-        for _ in range(rounds):
-            for worker, own in zip(workers, seconds, strict=True):
-                time.sleep(PAUSE_SECONDS)
-                own.extend(worker.ask("time", steps))
-    return [Timing(entry.name, tuple(own)) for entry, own in zip(entries, seconds, strict=True)]
+        return take_turns(workers, rounds, [steps] * len(workers))
 
 
-def measure_memory(entry: Entry, *, warmup: int = 5, steps: int = 7, processes: int = 3) -> Memory:
+def measure_memory(
+    entry: Entry,
+    *,
+    warmup: int = 5,
+    steps: int = 7,
+    processes: int = 3,
+    limit: float | None = None,
+) -> Memory:
     """Memory of one step of the entry: the middle one of several fresh processes.
 
     How a heap fragments differs from process to process, by two or three percent for PyTorch.
@@ -268,5 +179,5 @@ def measure_memory(entry: Entry, *, warmup: int = 5, steps: int = 7, processes: 
     answers: list[Memory] = []
     for _ in range(processes):
         with Worker(entry) as worker:
-            answers.append(worker.ask("memory", warmup, steps))
+            answers.append(worker.ask("memory", warmup, steps, limit=limit))
     return sorted(answers, key=lambda memory: memory.activation_bytes)[processes // 2]

@@ -22,6 +22,5 @@ def contender(problem: GPTProblem, threads: int, *, backend: str = "numpy") -> C
         layers=problem.layers,
         heads=problem.heads,
         context=problem.length,
-        seed=problem.seed,
-    )
+    ).replace(problem.weights())
     return training_contender(loss, model, problem, ("B", "T"), threads, backend)

@@ -36,6 +36,11 @@ def loss_and_gradients(problem: LSTMProblem) -> tuple[float, dict[str, Any]]:
     return float(value), gradients
 
 
-def contender(problem: LSTMProblem, threads: int, *, backend: str = "numpy") -> Contender:
-    """The compiled training step of the problem, ready to run."""
-    return training_contender(loss_of, problem.weights(), problem, ("T", "B"), threads, backend)
+def contender(
+    problem: LSTMProblem, threads: int, *, backend: str = "numpy", tables: bool = True
+) -> Contender:
+    """The compiled training step of the problem, ready to run; `tables` as for
+    `training_contender`."""
+    return training_contender(
+        loss_of, problem.weights(), problem, ("T", "B"), threads, backend, tables=tables
+    )

@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -208,10 +209,24 @@ def training_step(
     return step
 
 
+def as_torch(weights: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Arrays in the layout of `retrograde.models.GPT`, whose projections are [inputs, outputs], in
+    the layout of this model."""
+    return {
+        name: np.ascontiguousarray(x.T if x.ndim == 2 and "embedding" not in name else x)
+        for name, x in weights.items()
+    }
+
+
 def contender(
-    problem: GPTProblem, threads: int, *, attention: str = "sdpa", optimizer: str = "fused"
+    problem: GPTProblem,
+    threads: int,
+    *,
+    attention: str = "sdpa",
+    optimizer: str = "fused",
+    compiled: bool = False,
 ) -> Contender:
-    """The training step of the problem, ready to run."""
+    """The training step of the problem, ready to run; `compiled` by torch.compile."""
     torch.set_num_threads(threads)
     model = build(
         vocab=problem.vocab,
@@ -220,8 +235,10 @@ def contender(
         heads=problem.heads,
         context=problem.length,
         attention=attention,
-        seed=problem.seed,
+        weights=as_torch(problem.weights()),
     )
+    if compiled:
+        model.compile()
     tokens, targets = (torch.from_numpy(ids).long() for ids in problem.tokens_and_targets())
     step = training_step(
         model,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.measure import Contender
+from benchmarks.peers.torch_training import training_contender
 from benchmarks.problem import LSTMProblem
 
 CELLS = ("loop", "library")
@@ -83,26 +84,14 @@ def loss_and_gradients(problem: LSTMProblem, cell: str = "loop") -> tuple[float,
     return loss.item(), model.gradients()
 
 
-def contender(problem: LSTMProblem, threads: int, *, cell: str = "loop") -> Contender:
-    """The training step of the problem, ready to run."""
+def contender(
+    problem: LSTMProblem, threads: int, *, cell: str = "loop", compiled: bool = False
+) -> Contender:
+    """The training step of the problem, ready to run; `compiled` by torch.compile."""
     torch.set_num_threads(threads)
     model = LSTM(problem, cell)
     tokens, targets = _batch(problem)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    adamw = torch.optim.AdamW(
-        parameters,
-        lr=problem.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=problem.weight_decay,
-        fused=True,
-    )
-
-    def step() -> tuple[float, float]:
-        adamw.zero_grad(set_to_none=True)
-        loss = _loss(model, tokens, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(parameters, problem.clip_norm, foreach=True)
-        adamw.step()
-        return loss.item(), norm.item()
-
-    return Contender(step=step, persistent_bytes=problem.persistent_bytes)
+    if compiled:
+        model.compile()
+    return training_contender(problem, parameters, lambda: _loss(model, tokens, targets))

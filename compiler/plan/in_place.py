@@ -44,11 +44,10 @@ def _fused_takes_over(step: FusedStep, old: View, new: View) -> bool:
     result = next(j for j, v in enumerate(step.results) if v.storage is new.storage)
     if step.sweeps is not None:
         body = step.node.attrs["body"]
-        read = max(
-            step.sweeps.last_read(v)
-            for v, x in zip(body.inputs, step.operands, strict=True)
-            if old.equals(x)
-        )  # what has one element a row is read before all, and never lies where a result does
+        given = zip(body.inputs, step.operands, strict=True)
+        # What has one element a row is read before all, and never lies where a result does; the
+        # old value of state may be read by an earlier step, or by none.
+        read = max((step.sweeps.last_read(v) for v, x in given if old.equals(x)), default=-1)
         return read <= step.sweeps.after[result]
     written = first_write(step, result)
     for i, x in enumerate(step.operands):

@@ -198,3 +198,36 @@ def test_without_a_compiler_everything_works_with_one_notice(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("0 ['") and done.stdout.count("compiler") >= 1
     assert done.stdout.count("', '") == 0, "one notice"
+
+
+def test_state_that_a_step_writes_and_never_reads() -> None:
+    """An optimizer that remembers the last direction: what was there before goes unread."""
+
+    class Signed:
+        def init(self, params: list[Any]) -> list[Array]:
+            return [np.zeros(x.shape, x.dtype) for x in params]
+
+        def update(self, grads: Any, state: Any, params: Any, step: Any) -> Any:
+            last = [rnp.sign(g) * rnp.sqrt(rnp.abs(g)) for g in grads]
+            return [p - 0.1 * s for p, s in zip(params, last, strict=True)], last
+
+        def learning_rate(self, step: Any) -> float:
+            return 0.1
+
+    def square(w: Any, x: Any) -> Any:
+        return rnp.sum(rnp.softmax(w * x, axis=-1) * w)
+
+    rng = np.random.default_rng(5)
+    w, x = (rng.normal(size=(7, 9)).astype("f4") for _ in range(2))
+    native, oracle = (
+        rg.compile_training(
+            square, w, Signed(), batch={"x": rg.spec("f32", 7, 9)}, backend=backend, threads=2
+        )
+        for backend in ("native", "numpy")
+    )
+    for step in (native, oracle, native, oracle):
+        step(x=x)
+    found, wanted = native.state()[0], oracle.state()[0]
+    assert found.keys() == wanted.keys()
+    for name in found:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-6, err_msg=name)
