@@ -65,6 +65,7 @@ END: tuple[Stage, ...] = (
     ("group", Group()),
 )
 BEFORE_ORDER = END[-1][0]
+NATIVE_END: tuple[Stage, ...] = (*END[:-1], ("group", Group(native=True)))
 PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS, *END)  # but for what depends on sizes
 
 
@@ -229,7 +230,8 @@ def _recipe(
     """Runs the rest of the pipeline, and plans."""
     loops, runs = time_loops(graph), loops_in_runs(graph)
     sizes = {**sizes, **_reference_cuts(loops, runs, sizes)}
-    last = _staged(graph, (*LOOPS, ("tables", TableProducts(sizes)), *END), options)
+    end = NATIVE_END if options.native else END
+    last = _staged(graph, (*LOOPS, ("tables", TableProducts(sizes)), *end), options)
     graph = last[BEFORE_ORDER]
     if decided is not None and decided.graph != graph_digest(graph):
         decided = None

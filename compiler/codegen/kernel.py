@@ -37,7 +37,7 @@ class RowKernel:
 
     `operands` and `results` belong to the values of `body`; a literal operand is a constant.
     `scratch` holds, for each row of working memory that the sweeps want, one row for each
-    thread."""
+    thread.  Results that are sums over all rows stand for their parts, a row for each slice."""
 
     body: Graph
     outer: tuple[Dim, ...]
@@ -57,9 +57,12 @@ def kernel_of(step: FusedStep | OpStep | CopyStep) -> RowKernel:
     """The kernel of a step that runs over a space element by element, or row by row."""
     if isinstance(step, FusedStep):
         assert step.sweeps is not None
+        results, kept = list(step.results), len(step.sweeps.dtypes)
+        for j, part in partials(step):
+            results[j] = replace(part, shape=step.shape[-1:])
         return _kernel(
-            step.node.attrs["body"], step.shape, step.operands, step.results, step.sweeps,
-            step.scratch, step.whole_rows,
+            step.node.attrs["body"], step.shape, step.operands, results, step.sweeps,
+            step.scratch[:kept], step.whole_rows,
         )  # fmt: skip
     if isinstance(step, CopyStep):
         return copy_kernel(step.operand, step.result)
@@ -70,6 +73,12 @@ def kernel_of(step: FusedStep | OpStep | CopyStep) -> RowKernel:
     operands = [places[v] for v in inputs]
     sweeps = sweeps_of(body, (*shape, 1), step.results)
     return _kernel(body, shape, operands, step.results, sweeps)
+
+
+def partials(step: FusedStep) -> list[tuple[int, View]]:
+    """The results that are sums over all rows, with the memory for their parts."""
+    assert step.sweeps is not None
+    return list(zip(step.sweeps.sums, step.scratch[len(step.sweeps.dtypes) :], strict=True))
 
 
 def copy_kernel(operand: Operand, result: View) -> RowKernel:

@@ -17,6 +17,7 @@ from retrograde.compiler.codegen.c_matmul import matmul_function, pack_function
 from retrograde.compiler.codegen.c_random import bits_function, fold_function
 from retrograde.compiler.codegen.c_reduce import empty_function, reduce_function, total_functions
 from retrograde.compiler.codegen.c_run import place_function, run_function
+from retrograde.compiler.codegen.c_sums import sums_function
 from retrograde.compiler.codegen.c_total import contraction_function, total_function
 from retrograde.compiler.codegen.kernel import cast_kernel, column_kernel, kernel_of
 from retrograde.compiler.ir import dims
@@ -49,7 +50,9 @@ def launches(step: Step) -> list[Launch] | None:
     if isinstance(step, CopyStep):
         return [Launch(copy_function(step.operand, step.result))]
     if isinstance(step, FusedStep):
-        return [*_extremes(step), Launch(row_function(kernel_of(step)))]
+        sums = sums_function(step)
+        rows = [*_extremes(step), Launch(row_function(kernel_of(step)))]
+        return rows if sums is None else [*rows, Launch(sums)]
     if isinstance(step, PackStep):
         return [Launch(pack_function(step))]
     if isinstance(step, MatmulStep):

@@ -31,9 +31,9 @@ from retrograde.compiler.plan.views import Literal
 
 @dataclass
 class RowPrinter:
-    """Names: x0 … are operands, y0 … results, b0 … rows of working memory, v0 … values, n0 …
-    sizes; x0r is where a row of x0 begins, r its number, i an element of it, s0_1 the second total
-    of the first sweep."""
+    """Names: x0 … are operands, y0 … results, z0 … the parts of sums over all rows, b0 … rows of
+    working memory, v0 … values, n0 … sizes; x0r is where a row of x0 begins, r its number, i an
+    element of it, s0_1 the second total of the first sweep."""
 
     kernel: RowKernel
     size: Extents = field(default_factory=Extents)
@@ -46,6 +46,7 @@ class RowPrinter:
         arrays = [(v, x) for v, x in k.operands.items() if isinstance(x, Array)]
         self.operands = {v: (f"x{i}", x) for i, (v, x) in enumerate(arrays)}
         self.results = [(f"y{j}", y) for j, y in enumerate(k.results)]
+        self.sums = {j: k.body.producers()[k.body.outputs[j]] for j in k.sweeps.sums}
 
     # --- what a printer adds
 
@@ -141,7 +142,7 @@ class RowPrinter:
     def _sweep(self, sweep: Sweep, number: int) -> list[str]:
         k = self.kernel
         stores = [j for j in sweep.stores if k.body.outputs[j] not in k.sweeps.rows]
-        if not (sweep.totals or stores or sweep.keeps):
+        if not (sweep.totals or stores or sweep.keeps or sweep.sums):
             return []
         totals = [(f"s{number}_{t}", node) for t, node in enumerate(sweep.totals)]
         body = self._element(sweep, stores, totals)
@@ -181,13 +182,18 @@ class RowPrinter:
         for v in sweep.keeps:
             lines.append(f"b{k.sweeps.buffers[v]}[i] = {store(v.dtype, self.names[v])};")
         for name, node in totals:
-            value = self.names[node.inputs[0]]
-            if node.op.name == "row_dot":
-                value = f"{value} * {self.names[node.inputs[1]]}"
             running = self.running(name)
-            lines.append(f"{running} = {joined(node, running, value)};")
+            lines.append(f"{running} = {joined(node, running, self._added(node))};")
+        for j in sweep.sums:
+            place = f"{self._row(self.results[j])}[i]"
+            lines.append(f"{place} = {joined(self.sums[j], place, self._added(self.sums[j]))};")
         self.names = outside
         return lines
+
+
+    def _added(self, node: Node) -> str:
+        """What one element adds to a total."""
+        return " * ".join(self.names[v] for v in node.inputs)
 
 
 def nested(head: str, body: Sequence[str]) -> list[str]:

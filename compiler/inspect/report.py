@@ -50,7 +50,8 @@ def report(
     if plan is None and not program.symbols:
         plan = program.plan({})
     final = list(stages.values())[-1]
-    schedule, liveness = analyse(lower(final), program.recipes[0].reuse)
+    native = bool(program.recipes[0].kernels)
+    schedule, liveness = analyse(lower(final, native=native), program.recipes[0].reuse)
     sections = [
         _passes(stages),
         _steps(schedule, final, plan),

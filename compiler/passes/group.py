@@ -1,9 +1,10 @@
 """Groups elementwise chains and row reductions into `fused` regions: Graph -> Graph.
 
 Members of a group share one iteration space: a full shape S, or its rows S[:-1] + (1,), so that
-a device can run the whole group tile by tile while the tile is in cache.  Invariant: the groups
-contracted, the graph stays acyclic (no path leaves a group and comes back), and members are of
-one phase: forward, backward or update.
+a device can run the whole group tile by tile while the tile is in cache.  On the native device sums
+over all rows (gradients of biases and gains) are members too, which no other member may read.
+Invariant: the groups contracted, the graph stays acyclic (no path leaves a group and comes back),
+and members are of one phase: forward, backward or update.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from dataclasses import dataclass, field
 
 from retrograde.compiler.ir.builder import next_id
 from retrograde.compiler.ir.dims import Dim
-from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
+from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ir.registry import Kind, lookup
 from retrograde.compiler.ops.region import effects_of
+from retrograde.compiler.passes.spaces import NARROW, iteration_shape, sums_rows, wider
 
-ROW_REDUCTIONS = frozenset({"sum", "max", "min", "prod"})
 _PHASE = {"primal": 0, "cotangent": 1, "recompute": 1, "update": 2}
 
 
@@ -38,28 +39,39 @@ class _Cluster:
     above: int = 0
     direct: set[_Cluster] = field(default_factory=set)
     users: set[_Cluster] = field(default_factory=set)
+    sums: set[Value] = field(default_factory=set)  # complete only when all rows are done
+
+    def waits(self, node: Node) -> bool:
+        """Whether `node` reads what is complete only at the end of this step."""
+        return not self.sums.isdisjoint(node.inputs)
+
+    def by_rows(self) -> bool:
+        """Whether the rows of its space are told apart anyway."""
+        return any(n.op.kind is Kind.REDUCE for n in self.members)
 
 
 @dataclass(frozen=True)
 class Group:
     """Groups elementwise chains and row reductions into steps.
 
-    `window`: how many clusters back a group may still grow; `largest`: its most members."""
+    `window`: how many clusters back a group may still grow; `largest`: its most members;
+    `native`: for kernels that add up rows as well."""
 
     window: int = 48
     largest: int = 40
+    native: bool = False
 
     def __call__(self, graph: Graph) -> Graph:
-        clusters = _Clustering(self.window, self.largest).run(graph)
+        clusters = _Clustering(self).run(graph)
         if all(len(c.members) == 1 for c in clusters):
             return graph
         return graph.replace(nodes=tuple(_contract(graph, clusters)))
 
 
 class _Clustering:
-    def __init__(self, window: int, largest: int) -> None:
-        self.window = window
-        self.largest = largest
+    def __init__(self, options: Group) -> None:
+        self.options = options
+        self.window, self.largest = options.window, options.largest
         self.count = 0
         self.clusters: dict[_Cluster, None] = {}  # those not merged into another, in order
         self.home: dict[Value, _Cluster] = {}
@@ -70,15 +82,18 @@ class _Clustering:
         return list(self.clusters)
 
     def _place(self, node: Node, position: int) -> None:
-        shape = iteration_shape(node)
+        shape = iteration_shape(node, self.options.native)
+        adds = self.options.native and sums_rows(node)
         phase = _PHASE[node.origin.role]
         reads = {c for v in node.inputs if (c := self.home.get(v)) is not None}
         target: _Cluster | None = None
         if shape is not None:
             for c in sorted(reads, key=lambda c: c.index, reverse=True):
-                if not self._joins(c, shape, phase, reads):
+                if not self._joins(c, shape, phase, reads) or c.waits(node):
                     continue
                 assert c.shape is not None
+                if adds and not c.by_rows() and isinstance(shape[-1], int) and shape[-1] < NARROW:
+                    continue
                 if target is None:
                     target = c
                 elif not self._merge(target, c):
@@ -91,6 +106,8 @@ class _Clustering:
             self.clusters[target] = None
             self.count += 1
         target.members.append(node)
+        if adds:
+            target.sums.update(node.outputs)
         gained = 0
         for c in reads:
             if c is not target and c in self.clusters:
@@ -118,6 +135,9 @@ class _Clustering:
             return False
         if _path_around(target, c) or _path_around(c, target):
             return False
+        if any(map(target.waits, c.members)) or any(map(c.waits, target.members)):
+            return False
+        target.sums |= c.sums
         target.members.extend(c.members)
         target.members.sort(key=lambda n: n.id)
         target.first = min(target.first, c.first)
@@ -156,32 +176,6 @@ class _Clustering:
 def _path_around(above: _Cluster, below: _Cluster) -> bool:
     """Whether `below` depends on `above` through a third cluster."""
     return any(c is not above and c.above & above.bits for c in below.direct)
-
-
-def iteration_shape(node: Node) -> tuple[Dim, ...] | None:
-    """The space a groupable node runs over, None for nodes that stay alone."""
-    if node.op.kind is Kind.ELEMENTWISE:
-        shape = node.output.shape
-        return shape if shape else None
-    if node.op.name == "row_dot":
-        return node.inputs[0].shape
-    if node.op.name in ROW_REDUCTIONS:
-        source = node.inputs[0]
-        last = source.type.ndim - 1
-        if last >= 0 and node.attrs["axes"] == (last,) and node.attrs["keepdims"]:
-            return source.shape if source.dtype is node.output.dtype else None
-    return None
-
-
-def wider(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...] | None:
-    """The common space of two shapes: equal, or one the rows of the other; None if neither."""
-    if same_shape(a, b):
-        return a
-    if len(a) != len(b) or not same_shape(a[:-1], b[:-1]):
-        return None
-    if isinstance(a[-1], int) and a[-1] == 1:
-        return b
-    return a if isinstance(b[-1], int) and b[-1] == 1 else None
 
 
 def _contract(graph: Graph, clusters: list[_Cluster]) -> list[Node]:

@@ -48,7 +48,8 @@ def _fused_takes_over(step: FusedStep, old: View, new: View) -> bool:
             step.sweeps.last_read(v)
             for v, x in zip(body.inputs, step.operands, strict=True)
             if old.equals(x)
-        )  # what has one element a row is read before all, and never lies where a result does
+        )  # what has one element a row is read before all, and never lies where a result does;
+        # a sum over all rows is written after all
         return read <= step.sweeps.after[result]
     written = first_write(step, result)
     for i, x in enumerate(step.operands):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from retrograde.compiler.ir.dims import same
 from retrograde.compiler.ir.graph import Attrs
 from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.passes.spaces import sums_rows
 from retrograde.compiler.plan.steps import FusedStep, MatmulStep, OpStep
 from retrograde.compiler.plan.views import Literal, Operand, View
 
@@ -30,7 +31,10 @@ def lanes(step: OpStep | MatmulStep | FusedStep) -> list[Lane]:
     if isinstance(step, MatmulStep):
         return _products(views)
     if isinstance(step, FusedStep):
-        meet = {-1} if any(s.node.op.kind is Kind.REDUCE for s in step.statements) else set()
+        nodes = [s.node for s in step.statements]
+        meet = {-1} if any(n.op.kind is Kind.REDUCE for n in nodes) else set()
+        if any(map(sums_rows, nodes)):  # its parts are of all rows and columns
+            meet = {-1 - k for k in range(len(step.shape))}
         return aligned(views, meet, len(step.shape))
     op, attrs = step.node.op, step.node.attrs
     if op.kind is Kind.ELEMENTWISE:
