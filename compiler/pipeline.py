@@ -209,10 +209,13 @@ def _compile(
 def _staged(
     graph: Graph, passes: Sequence[Stage], options: Options, inside: bool = True
 ) -> dict[str, Graph]:
-    """The graph after each of the passes, which act on sub-graphs too where `inside`."""
+    """The graph after each of the passes, which act on sub-graphs too where `inside`.
+
+    A kernel has no memory for an order at some size to save: groups stay as they are."""
+    but = "fused" if options.native else ""
     stages: dict[str, Graph] = {}
     for name, transform in passes:
-        graph = stages[name] = everywhere(transform, graph) if inside else transform(graph)
+        graph = stages[name] = everywhere(transform, graph, but) if inside else transform(graph)
         _check(graph, name, options)
     return stages
 
