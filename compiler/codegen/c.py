@@ -97,15 +97,20 @@ class _Rows(RowPrinter):
             if name[0] == "y" and int(name[1:]) in self.sums:
                 name = f"z{name[1:]}"
             head.append(f"{pointer(name, y)} = (void *)a[{i}];")
+        arrays = len(pointers)
+        for i, (name, source) in enumerate(self.sources, arrays):
+            head.append(f"const {memory_type(source.dtype)} *const {name} = (void *)a[{i}];")
+        arrays += len(self.sources)
         for b, dtype in enumerate(k.sweeps.dtypes):
             width, kind = self.size(padded(k.inner, dtype)), memory_type(dtype)
-            at = len(pointers) + b
+            at = arrays + b
             head.append(f"{kind} *const b{b} = ({kind} *)a[{at}] + part * {width};")
-        places = len(pointers) + len(k.sweeps.dtypes)
+        places = arrays + len(k.sweeps.dtypes)
         sizes = [f"const i64 n{i} = a[{places + i}];" for i in range(len(self.size.open))]
         lines = [f"  {line}" for line in [*sizes, *head, *rows, "return RG_OK;"]]
         return Function(
-            "\n".join([HEAD, *lines, "}"]), (*(y.view for _, y in pointers), *k.scratch),
+            "\n".join([HEAD, *lines, "}"]),
+            (*(y.view for _, y in pointers), *(x for _, x in self.sources), *k.scratch),
             tuple(self.size.open), self._items(), LINE if self.flat else 1,
         )  # fmt: skip
 

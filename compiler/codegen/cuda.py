@@ -57,11 +57,12 @@ class Shape:
 
 
 def cuda_function(kernel: RowKernel) -> CudaFunction:
-    """The CUDA function of a kernel.  Raises UnsupportedError for sums over all rows."""
-    if kernel.sweeps.sums:
+    """The CUDA function of a kernel.  Raises UnsupportedError for sums over all rows, and for what
+    it gathers."""
+    if kernel.sweeps.sums or kernel.gathered:
         raise UnsupportedError(
-            f"CUDA kernels do not add up rows of {kernel.outer} by {kernel.inner}: group the graph "
-            "without `native`, which leaves the sum to a step of its own"
+            f"CUDA kernels do not add up or gather rows of {kernel.outer} by {kernel.inner}: group "
+            "the graph without `native`, which leaves that to a step of its own"
         )
     return _Rows(kernel).function()
 

@@ -2,7 +2,8 @@
 
 Members of a group share one iteration space: a full shape S, or its rows S[:-1] + (1,), so that
 a device can run the whole group tile by tile while the tile is in cache.  On the native device sums
-over all rows (gradients of biases and gains) are members too, which no other member may read.
+over all rows (gradients of biases and gains) are members too, which no other member may read, and
+so are gathers, which read what is complete before the group.
 Invariant: the groups contracted, the graph stays acyclic (no path leaves a group and comes back),
 and members are of one phase: forward, backward or update.
 """
@@ -18,7 +19,14 @@ from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ir.registry import Kind, lookup
 from retrograde.compiler.ops.region import effects_of
-from retrograde.compiler.passes.spaces import NARROW, iteration_shape, sums_rows, wider
+from retrograde.compiler.passes.spaces import (
+    NARROW,
+    gathers,
+    gathers_rows,
+    iteration_shape,
+    sums_rows,
+    wider,
+)
 
 _PHASE = {"primal": 0, "cotangent": 1, "recompute": 1, "update": 2}
 
@@ -42,12 +50,19 @@ class _Cluster:
     sums: set[Value] = field(default_factory=set)  # complete only when all rows are done
 
     def waits(self, node: Node) -> bool:
-        """Whether `node` reads what is complete only at the end of this step."""
+        """Whether `node` reads what is complete only at the end of this step, or from places in it
+        that indices tell."""
+        if gathers(node):
+            return any(v in n.outputs for n in self.members for v in node.inputs)
         return not self.sums.isdisjoint(node.inputs)
 
     def by_rows(self) -> bool:
-        """Whether the rows of its space are told apart anyway."""
+        """Whether its rows are told apart anyway."""
         return any(n.op.kind is Kind.REDUCE for n in self.members)
+
+    def splits(self) -> bool:
+        """Whether a member tells its rows apart that is not worth it where they are short."""
+        return bool(self.sums) or any(map(gathers_rows, self.members))
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ class _Clustering:
                 if not self._joins(c, shape, phase, reads) or c.waits(node):
                     continue
                 assert c.shape is not None
-                if adds and not c.by_rows() and isinstance(shape[-1], int) and shape[-1] < NARROW:
+                if (adds or c.splits()) and _short(shape) and not c.by_rows():
                     continue
                 if target is None:
                     target = c
@@ -171,6 +186,11 @@ class _Clustering:
             if gained & ~found.above:
                 found.above |= gained
                 work.extend(found.users)
+
+
+def _short(shape: tuple[Dim, ...]) -> bool:
+    """Whether rows are known to be too short for a loop of their own."""
+    return isinstance(shape[-1], int) and shape[-1] < NARROW
 
 
 def _path_around(above: _Cluster, below: _Cluster) -> bool:

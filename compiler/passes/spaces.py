@@ -30,7 +30,24 @@ def iteration_shape(node: Node, native: bool = False) -> tuple[Dim, ...] | None:
             return source.shape if source.dtype is node.output.dtype else None
     if native and sums_rows(node):
         return node.inputs[-1].shape
+    if native and gathers(node):
+        return node.output.shape
     return None
+
+
+def gathers(node: Node) -> bool:
+    """Whether a node takes elements, or rows along one axis, from where indices tell."""
+    return node.op.name == "gather" and node.output.type.ndim > 0 and len(left_axes(node)) < 2
+
+
+def gathers_rows(node: Node) -> bool:
+    """Whether what a node takes are rows."""
+    return gathers(node) and bool(left_axes(node))
+
+
+def left_axes(node: Node) -> list[int]:
+    """The axes of what a gather takes from that have no index."""
+    return [a for a in range(node.inputs[0].type.ndim) if a not in node.attrs["axes"]]
 
 
 def sums_rows(node: Node) -> bool:

@@ -14,7 +14,7 @@ from retrograde.compiler.ir.dims import Dim, same
 from retrograde.compiler.ir.dtypes import DType, f32
 from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
 from retrograde.compiler.ir.registry import Kind
-from retrograde.compiler.passes.spaces import sums_rows
+from retrograde.compiler.passes.spaces import gathers_rows, sums_rows
 from retrograde.compiler.plan.steps import FusedStep, Statement, Tile
 from retrograde.compiler.plan.sweeps import sweeps_of
 from retrograde.compiler.plan.views import ALIGNMENT, Operand, View, scratch
@@ -61,7 +61,8 @@ def lower_rows(
         Statement(n, tuple(tiles[v] for v in n.inputs), tiles[n.output]) for n in body.nodes
     )
     whole_rows = any(
-        n.op.kind is Kind.REDUCE or sums_rows(n) or _is_row(n.output, shape) for n in body.nodes
+        n.op.kind is Kind.REDUCE or sums_rows(n) or gathers_rows(n) or _is_row(n.output, shape)
+        for n in body.nodes
     )
     sweeps = sweeps_of(body, shape if whole_rows else (*shape, 1), results)
     space = [

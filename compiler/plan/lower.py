@@ -19,7 +19,7 @@ from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.ops.branch import BRANCHES
 from retrograde.compiler.ops.window import extent
-from retrograde.compiler.passes.spaces import sums_rows
+from retrograde.compiler.passes.spaces import gathers, sums_rows
 from retrograde.compiler.plan import flash
 from retrograde.compiler.plan.fused import lower_fused, lower_rows
 from retrograde.compiler.plan.lower_segments import lower_replay, lower_sweep
@@ -115,7 +115,7 @@ class Lowering:
         elif name == "fused":
             summed = {
                 v for n in node.attrs["body"].nodes
-                if n.op.kind is Kind.REDUCE or sums_rows(n) for v in n.inputs
+                if n.op.kind is Kind.REDUCE or sums_rows(n) or gathers(n) for v in n.inputs
             }
             operands = [
                 self.view_of(v, node) if v in summed else self.places[v] for v in node.inputs

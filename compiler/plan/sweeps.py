@@ -16,7 +16,7 @@ from retrograde.compiler.ir.dims import Dim, same
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import Kind
-from retrograde.compiler.passes.spaces import sums_rows
+from retrograde.compiler.passes.spaces import gathers, sums_rows
 from retrograde.compiler.plan.views import View
 
 CHEAP = 3  # operations an element: computed again rather than kept
@@ -31,7 +31,7 @@ class Sweep:
     rows: tuple[Node, ...]
     stores: tuple[int, ...]  # the results written in it
     keeps: tuple[Value, ...]  # the values it leaves in working memory
-    reads: frozenset[Value]  # what it takes from where it lies: operands, and values kept
+    reads: frozenset[Value]  # what it takes from where it lies: operands, gathered, values kept
     sums: tuple[int, ...] = ()  # the results to which it adds the row
 
 
@@ -73,8 +73,8 @@ def is_row(v: Value, shape: Sequence[Dim]) -> bool:
 
 class _Planner:
     def __init__(self, body: Graph, shape: Sequence[Dim], results: Sequence[View]) -> None:
-        self.body, self.results = body, results
-        self.maker = body.producers()
+        self.body, self.shape, self.results = body, shape, results
+        self.maker = {n.output: n for n in body.nodes if not gathers(n)}
         self.rows = {v for v in body.inputs if is_row(v, shape)}
         self.sums: dict[Value, int] = {}  # the sweep that a sum over all rows goes with
         self.level: dict[Value, int] = {}  # the sweep that makes it; of a row, that it follows
@@ -86,7 +86,12 @@ class _Planner:
 
     def _enter(self, node: Node) -> None:
         out = node.output
-        if sums_rows(node):
+        if gathers(node):  # a leaf, as an operand is
+            self.level[out] = 0
+            if is_row(out, self.shape):
+                self.rows.add(out)
+                self.level[out] = -1
+        elif sums_rows(node):
             self.sums[out] = max(max(self._ready(v) for v in node.inputs), 0)
         elif node.op.kind is Kind.REDUCE:
             self.rows.add(out)
@@ -142,7 +147,7 @@ class _Planner:
     def _row_nodes(self, level: int) -> list[Node]:
         return [
             n for n in self.body.nodes
-            if n.op.kind is not Kind.REDUCE and n.output in self.rows
+            if n.op.kind is not Kind.REDUCE and n.output in self.rows and n.output in self.maker
             and self.level[n.output] == level
         ]  # fmt: skip
 

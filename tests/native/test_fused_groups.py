@@ -251,6 +251,133 @@ def test_a_sum_may_lie_where_an_operand_lay() -> None:
     np.testing.assert_allclose(compiled(bias, x), np.tanh(x + 2 * bias).sum(0), rtol=1e-12)
 
 
+# --- gathers
+
+
+def rows_of(table: Any, ids: Any, x: Any) -> Any:
+    y = rnp.take(table, ids, axis=0) * 2 + x
+    return y / rnp.sqrt(rnp.mean(y * y, axis=-1, keepdims=True) + 1e-5)
+
+
+def of_two_axes(table: Any, ids: Any, x: Any) -> Any:
+    return rnp.tanh(table[ids, ids - 1]) + x
+
+
+def along_the_other_axis(table: Any, ids: Any, x: Any) -> Any:
+    return rnp.exp(rnp.take(table, ids, axis=1).T) - x.T.T
+
+
+def of_elements(table: Any, ids: Any, x: Any) -> Any:
+    return rnp.tanh(table[ids, ids]) + rnp.take(x, 0, axis=1) * 2
+
+
+def of_an_element_a_row(table: Any, ids: Any, x: Any) -> Any:
+    picked = table[ids[:, None], ids[:, None]]
+    return x * picked + rnp.sum(x, axis=-1, keepdims=True)
+
+
+def beside_itself(table: Any, ids: Any, x: Any) -> Any:
+    return rnp.take(table, ids, axis=0) + table * 3
+
+
+GATHERS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    "rows": (rows_of, (7, 37)),
+    "two axes": (of_two_axes, (7, 5, 37)),
+    "the other axis": (along_the_other_axis, (37, 7)),
+    "elements": (of_elements, (7, 9)),
+    "an element a row": (of_an_element_a_row, (7, 9)),
+    "beside itself": (beside_itself, (41, 37)),
+}
+
+
+@pytest.mark.parametrize("name", GATHERS)
+@pytest.mark.parametrize("dtype, near", [("f64", 1e-12), ("f16", 4e-3)])
+def test_gathers_join_their_readers(name: str, dtype: str, near: float) -> None:
+    f, shape = GATHERS[name]
+    rows: Any = 41 if name == "beside itself" else "B"
+    specs = rg.spec(dtype, *shape), rg.spec("i32", rows), rg.spec(dtype, rows, 37)
+    compiled = rg.compile(f, *specs, backend="native", threads=2)
+    assert members(compiled, "gather")
+    rng = np.random.default_rng(7)
+    for count in (41,) if rows == 41 else (1, 2, ROWS + 1, 3 * ROWS):
+        table, x = (rng.normal(size=s).astype(specs[0].dtype.numpy) for s in (shape, (count, 37)))
+        ids = rng.integers(-4, 5, count).astype(np.int32)
+        wide = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in (table, ids, x)]
+        got, wanted = compiled(table, ids, x), np.asarray(f(*wide))
+        np.testing.assert_allclose(np.asarray(got, np.float64), wanted, rtol=near, atol=near)
+
+
+def test_an_index_is_refused_with_the_line_of_its_gather() -> None:
+    def f(table: Any, i: Any, j: Any) -> Any:
+        first = rnp.take(table, i, axis=0)
+        second = rnp.take(table, j, axis=0)
+        return rnp.tanh(first * second)
+
+    specs = rg.spec("f32", 7, 19), rg.spec("i32", "B"), rg.spec("i32", "B")
+    table, good = np.ones((7, 19), np.float32), np.array([0, 6, -7], np.int32)
+    bad = np.array([1, 9, 2], np.int32)
+    told: list[list[str]] = []
+    for backend in ("native", "numpy"):
+        compiled = rg.compile(f, *specs, backend=backend)
+        told.append([])
+        for ids in ((good, bad), (bad, good)):
+            with pytest.raises(rg.errors.DataError, match="index 9 is out of range") as caught:
+                compiled(table, *ids)
+            told[-1].append(str(caught.value))
+        np.testing.assert_allclose(compiled(table, good, good), np.tanh(table[:3]), rtol=1e-6)
+    assert told[0] == told[1] and told[0][0] != told[0][1]
+
+
+def test_a_table_is_not_overwritten_while_rows_of_it_are_read() -> None:
+    """The new table is made of rows of the old one: every row but the first comes from above."""
+    count = 3 * ROWS + 1
+
+    def loss(model: Any, ids: Any) -> Any:
+        return rnp.sum(rnp.take(model["table"], ids, axis=0) * model["table"])
+
+    table = np.random.default_rng(1).normal(size=(count, 33)).astype(np.float32)
+    ids = np.maximum(np.arange(count) - 1, 0).astype(np.int32)
+    steps = [
+        rg.compile_training(
+            loss, {"table": table.copy()}, rg.optim.SGD(0.1), backend=backend,
+            batch={"ids": rg.spec("i32", count)},
+        )
+        for backend in ("native", "numpy")
+    ]  # fmt: skip
+    for _ in range(2):
+        for step in steps:
+            step(ids=ids)
+    native, oracle = (np.asarray(step.model["table"]) for step in steps)
+    np.testing.assert_allclose(native, oracle, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_a_gather_within_a_loop(ragged: bool) -> None:
+    def f(table: Any, ids: Any, h: Any, lengths: Any) -> Any:
+        def body(h: Any, i: Any) -> Any:
+            h = rnp.tanh(h + rnp.take(table, i, axis=0))
+            return h, h
+
+        last, every = rg.scan(body, h, ids, lengths=lengths if ragged else None)
+        return last, every
+
+    specs = (
+        rg.spec("f64", 7, 19), rg.spec("i32", "T", "B"), rg.spec("f64", "B", 19),
+        rg.spec("i32", "B"),
+    )  # fmt: skip
+    rng = np.random.default_rng(2)
+    arguments = (
+        rng.normal(size=(7, 19)), rng.integers(0, 7, (6, 5)).astype(np.int32),
+        rng.normal(size=(5, 19)), np.array([6, 0, 3, 1, 6], np.int32),
+    )  # fmt: skip
+    native, oracle = (rg.compile(f, *specs, backend=b, threads=2) for b in ("native", "numpy"))
+    for a, b in zip(native(*arguments), oracle(*arguments), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+# --- memory
+
+
 @pytest.mark.parametrize("cell", ["gpt", "lstm"])
 def test_peaks_do_not_grow(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the groups of the NumPy device; but for the parts of sums, a row for `ROWS` rows."""
