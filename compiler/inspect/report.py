@@ -25,6 +25,7 @@ from retrograde.compiler.plan.steps import (
     LoopStep,
     MatmulStep,
     OpStep,
+    PackStep,
     PartStep,
     ReplayStep,
     Schedule,
@@ -109,6 +110,7 @@ def _kind(step: Step) -> str:
     names = {
         CopyStep: "copy",
         MatmulStep: "matrix product",
+        PackStep: "packing",
         FusedStep: "fused",
         LoopStep: "loop",
         BranchStep: "branch",
