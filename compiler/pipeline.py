@@ -67,6 +67,7 @@ END: tuple[Stage, ...] = (
     ("group", Group()),
 )
 BEFORE_ORDER = END[-1][0]
+NATIVE_END: tuple[Stage, ...] = (*END[:-1], ("group", Group(native=True)))
 PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS, *END)  # but for what depends on sizes
 
 
@@ -216,10 +217,13 @@ def _compile(
 def _staged(
     graph: Graph, passes: Sequence[Stage], options: Options, inside: bool = True
 ) -> dict[str, Graph]:
-    """The graph after each of the passes, which act on sub-graphs too where `inside`."""
+    """The graph after each of the passes, which act on sub-graphs too where `inside`.
+
+    A kernel has no memory for an order at some size to save: groups stay as they are."""
+    but = "fused" if options.native else ""
     stages: dict[str, Graph] = {}
     for name, transform in passes:
-        graph = stages[name] = everywhere(transform, graph) if inside else transform(graph)
+        graph = stages[name] = everywhere(transform, graph, but) if inside else transform(graph)
         _check(graph, name, options)
     return stages
 
@@ -237,7 +241,8 @@ def _recipe(
     """Runs the rest of the pipeline, and plans."""
     loops, runs = time_loops(graph), loops_in_runs(graph)
     sizes = {**sizes, **_reference_cuts(loops, runs, sizes)}
-    last = _staged(graph, (*LOOPS, ("tables", TableProducts(sizes)), *END), options)
+    end = NATIVE_END if options.native else END
+    last = _staged(graph, (*LOOPS, ("tables", TableProducts(sizes)), *end), options)
     graph = last[BEFORE_ORDER]
     if decided is not None and decided.graph != graph_digest(graph):
         decided = None

@@ -27,6 +27,8 @@ from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import Node
+from retrograde.compiler.passes.spaces import to_one
+from retrograde.compiler.plan.fused import ROWS, partial_width
 from retrograde.compiler.plan.views import View
 
 LANES = 32  # of a total; two vectors of f32 in flight with AVX-512
@@ -89,19 +91,63 @@ class _Rows(RowPrinter):
         body = self.body()
         rows = body
         if not self.flat:
-            rows = nested("for (i64 r = lo; r < hi; r++)", [*self.row_starts(), *body])
-        head = [f"{pointer(name, y)} = (void *)a[{i}];" for i, (name, y) in enumerate(pointers)]
+            rows = self._rows([*self.row_starts(), *body])
+        head = []
+        for i, (name, y) in enumerate(pointers):
+            if name[0] == "y" and int(name[1:]) in self.sums:
+                name = f"z{name[1:]}"
+            head.append(f"{pointer(name, y)} = (void *)a[{i}];")
+        arrays = len(pointers)
+        for i, (name, source) in enumerate(self.sources, arrays):
+            head.append(f"const {memory_type(source.dtype)} *const {name} = (void *)a[{i}];")
+        arrays += len(self.sources)
         for b, dtype in enumerate(k.sweeps.dtypes):
             width, kind = self.size(padded(k.inner, dtype)), memory_type(dtype)
-            at = len(pointers) + b
+            at = arrays + b
             head.append(f"{kind} *const b{b} = ({kind} *)a[{at}] + part * {width};")
-        places = len(pointers) + len(k.sweeps.dtypes)
+        places = arrays + len(k.sweeps.dtypes)
         sizes = [f"const i64 n{i} = a[{places + i}];" for i in range(len(self.size.open))]
         lines = [f"  {line}" for line in [*sizes, *head, *rows, "return RG_OK;"]]
         return Function(
-            "\n".join([HEAD, *lines, "}"]), (*(y.view for _, y in pointers), *k.scratch),
-            tuple(self.size.open), k.inner if self.flat else k.rows, LINE if self.flat else 1,
+            "\n".join([HEAD, *lines, "}"]),
+            (*(y.view for _, y in pointers), *(x for _, x in self.sources), *k.scratch),
+            tuple(self.size.open), self._items(), LINE if self.flat else 1,
         )  # fmt: skip
+
+    def _items(self) -> Dim:
+        if self.flat:
+            return self.kernel.inner
+        return dims.ceil_div(self.kernel.rows, ROWS) if self.sums else self.kernel.rows
+
+    def _rows(self, body: Sequence[str]) -> list[str]:
+        """The loop over rows; with sums over all rows, over slices of a fixed number of rows."""
+        if not self.sums:
+            return nested("for (i64 r = lo; r < hi; r++)", body)
+        n = self.size(self.kernel.inner)
+        lines = []
+        for j in self.sums:
+            name, y = self.results[j]
+            width = self.size(partial_width(self.kernel.inner, y.dtype))
+            lines.append(f"{pointer(name, y)} = z{j} + t * {width};")
+            lines.append(f"for (i64 i = 0; i < {n}; i++) {name}[i] = 0;")
+        lines.append(f"const i64 end = rg_min({self.size(self.kernel.rows)}, (t + 1) * {ROWS});")
+        lines += nested(f"for (i64 r = t * {ROWS}; r < end; r++)", body)
+        for j, node in self.sums.items():
+            if to_one(node):
+                lines += self._summed(f"y{j}", register_type(self.results[j][1].dtype), n)
+        return nested("for (i64 t = lo; t < hi; t++)", lines)
+
+    def _summed(self, name: str, kind: str, n: str) -> list[str]:
+        """Leaves the sum of a row of `n` in its first element."""
+        lines = [
+            f"{kind} s[{LANES}];",
+            f"for (int l = 0; l < {LANES}; l++) s[l] = 0;",
+            f"for (i64 at = 0; at < {n}; at += {LANES})",
+            f"  for (i64 l = 0; l < rg_min({LANES}, {n} - at); l++) s[l] += {name}[at + l];",
+        ]
+        for lanes in (LANES >> k for k in range(1, LANES.bit_length())):
+            lines.append(f"for (int l = 0; l < {lanes}; l++) s[l] += s[l + {lanes}];")
+        return ["{", *(f"  {line}" for line in (*lines, f"{name}[0] = s[0];")), "}"]
 
     def elements(self, body: Sequence[str]) -> list[str]:
         first, last = ("lo", "hi") if self.flat else ("0", self.size(self.kernel.inner))

@@ -21,6 +21,7 @@ from retrograde.compiler.codegen.cstyle import (
 )
 from retrograde.compiler.codegen.kernel import RowKernel
 from retrograde.compiler.codegen.row_printer import RowPrinter, nested, pointer
+from retrograde.compiler.errors import UnsupportedError
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Node
 from retrograde.compiler.plan.views import View
@@ -56,7 +57,13 @@ class Shape:
 
 
 def cuda_function(kernel: RowKernel) -> CudaFunction:
-    """The CUDA function of a kernel."""
+    """The CUDA function of a kernel.  Raises UnsupportedError for sums over all rows, and for what
+    it gathers."""
+    if kernel.sweeps.sums or kernel.gathered:
+        raise UnsupportedError(
+            f"CUDA kernels do not add up or gather rows of {kernel.outer} by {kernel.inner}: group "
+            "the graph without `native`, which leaves that to a step of its own"
+        )
     return _Rows(kernel).function()
 
 

@@ -7,8 +7,8 @@ an array moves by one stride, which is 0 for what has one element a row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.builder import next_id
@@ -16,6 +16,7 @@ from retrograde.compiler.ir.dims import Dim, same
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import lookup
+from retrograde.compiler.passes.spaces import gathers, gathers_rows, left_axes
 from retrograde.compiler.plan.steps import CopyStep, FusedStep, MatmulStep, OpStep
 from retrograde.compiler.plan.sweeps import Sweeps, sweeps_of
 from retrograde.compiler.plan.views import Literal, Operand, View
@@ -32,12 +33,25 @@ class Array:
 
 
 @dataclass(frozen=True)
+class Gathered:
+    """Elements of `source` where `indices` tell: one for each element or row of the space, or with
+    `rows` a row for each row.  `axes`: the strides and sizes of the axes that they index."""
+
+    source: View
+    indices: tuple[Array, ...]
+    axes: tuple[tuple[Dim, Dim], ...]
+    wrap: bool
+    rows: bool
+    inner: Dim  # the stride along a row
+
+
+@dataclass(frozen=True)
 class RowKernel:
     """What is computed over `outer` rows (as a space of several axes) of `inner` elements.
 
     `operands` and `results` belong to the values of `body`; a literal operand is a constant.
     `scratch` holds, for each row of working memory that the sweeps want, one row for each
-    thread."""
+    thread.  Results that are sums over all rows stand for their parts, a row for each slice."""
 
     body: Graph
     outer: tuple[Dim, ...]
@@ -47,6 +61,7 @@ class RowKernel:
     sweeps: Sweeps
     scratch: tuple[View, ...] = ()
     whole_rows: bool = False
+    gathered: Mapping[Value, Gathered] = field(default_factory=dict)
 
     @property
     def rows(self) -> Dim:
@@ -57,9 +72,12 @@ def kernel_of(step: FusedStep | OpStep | CopyStep) -> RowKernel:
     """The kernel of a step that runs over a space element by element, or row by row."""
     if isinstance(step, FusedStep):
         assert step.sweeps is not None
+        results, kept = list(step.results), len(step.sweeps.dtypes)
+        for j, part in partials(step):
+            results[j] = replace(part, shape=step.shape[-1:])
         return _kernel(
-            step.node.attrs["body"], step.shape, step.operands, step.results, step.sweeps,
-            step.scratch, step.whole_rows,
+            step.node.attrs["body"], step.shape, step.operands, results, step.sweeps,
+            step.scratch[:kept], step.whole_rows,
         )  # fmt: skip
     if isinstance(step, CopyStep):
         return copy_kernel(step.operand, step.result)
@@ -70,6 +88,12 @@ def kernel_of(step: FusedStep | OpStep | CopyStep) -> RowKernel:
     operands = [places[v] for v in inputs]
     sweeps = sweeps_of(body, (*shape, 1), step.results)
     return _kernel(body, shape, operands, step.results, sweeps)
+
+
+def partials(step: FusedStep) -> list[tuple[int, View]]:
+    """The results that are sums over all rows, with the memory for their parts."""
+    assert step.sweeps is not None
+    return list(zip(step.sweeps.sums, step.scratch[len(step.sweeps.dtypes) :], strict=True))
 
 
 def copy_kernel(operand: Operand, result: View) -> RowKernel:
@@ -125,17 +149,41 @@ def _kernel(
     body: Graph, shape: Sequence[Dim], operands: Sequence[Operand], results: Sequence[View],
     sweeps: Sweeps, scratch: tuple[View, ...] = (), whole_rows: bool = False,
 ) -> RowKernel:  # fmt: skip
-    views = [x.broadcast(shape) for x in (*operands, *results) if isinstance(x, View)]
+    places = dict(zip(body.inputs, operands, strict=True))
+    nodes = [n for n in body.nodes if gathers(n)]
+    plain = {v for n in body.nodes if n not in nodes for v in n.inputs} if nodes else set(places)
+    indices = [_index(places[v], gathers_rows(n)) for n in nodes for v in n.inputs[1:]]
+    used = [x for v, x in places.items() if v in plain]
+    views = [x.broadcast(shape) for x in (*used, *results, *indices) if isinstance(x, View)]
     merged, strides = _merged(tuple(shape), [v.strides for v in views], whole_rows)
     arrays = iter(
         Array(v.dtype, tuple(s[:-1]), s[-1], v) for v, s in zip(views, strides, strict=True)
     )
     read: dict[Value, Array | Literal] = {}
-    for v, x in zip(body.inputs, operands, strict=True):
-        read[v] = x if isinstance(x, Literal) else next(arrays)
+    for v, x in places.items():
+        if v in plain:
+            read[v] = x if isinstance(x, Literal) else next(arrays)
+    written = tuple(next(arrays) for _ in results)
+    gathered = {n.output: _gathered(n, places[n.inputs[0]], arrays) for n in nodes}
     return RowKernel(
-        body, merged[:-1], merged[-1], read, tuple(arrays), sweeps, scratch, whole_rows
+        body, merged[:-1], merged[-1], read, written, sweeps, scratch, whole_rows, gathered
     )
+
+
+def _index(x: Operand, rows: bool) -> View:
+    """An index array over the space: that of a row is one element of it."""
+    assert isinstance(x, View)
+    return replace(x, shape=(*x.shape, 1), strides=(*x.strides, 0)) if rows else x
+
+
+def _gathered(node: Node, source: Operand, arrays: Iterator[Array]) -> Gathered:
+    assert isinstance(source, View)
+    axes = node.attrs["axes"]
+    indices = tuple(next(arrays) for _ in axes)
+    sizes = tuple((source.strides[a], source.shape[a]) for a in axes)
+    left = left_axes(node)
+    inner = source.strides[left[0]] if left else 0
+    return Gathered(source, indices, sizes, node.attrs["wrap"], bool(left), inner)
 
 
 def _merged(

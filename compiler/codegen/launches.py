@@ -18,12 +18,15 @@ from retrograde.compiler.codegen.c_matmul import matmul_function, pack_function
 from retrograde.compiler.codegen.c_random import bits_function, fold_function
 from retrograde.compiler.codegen.c_reduce import empty_function, reduce_function, total_functions
 from retrograde.compiler.codegen.c_run import place_function, run_function
+from retrograde.compiler.codegen.c_sums import sums_function
 from retrograde.compiler.codegen.c_total import contraction_function, total_function
 from retrograde.compiler.codegen.kernel import cast_kernel, column_kernel, kernel_of
+from retrograde.compiler.codegen.numpy import place_of
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph, Node
 from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.passes.spaces import gathers
 from retrograde.compiler.plan.cross_entropy import NAMES as HEADS
 from retrograde.compiler.plan.steps import (
     CopyStep,
@@ -44,6 +47,7 @@ class Launch:
     checks: tuple[tuple[int, View], ...] = ()  # (axis, array) that an index may be too large for
     wrap: bool = True  # whether indices below 0 count from the end
     refuses: bool = False  # whether it may fail for another reason
+    place: str = ""  # the line that a fault is told of, where it is not that of the step
 
 
 def launches(step: Step) -> list[Launch] | None:
@@ -51,7 +55,9 @@ def launches(step: Step) -> list[Launch] | None:
     if isinstance(step, CopyStep):
         return [Launch(copy_function(step.operand, step.result))]
     if isinstance(step, FusedStep):
-        return [*_extremes(step), Launch(row_function(kernel_of(step)))]
+        sums = sums_function(step)
+        rows = [*_extremes(step), *_places(step), Launch(row_function(kernel_of(step)))]
+        return rows if sums is None else [*rows, Launch(sums)]
     if isinstance(step, PackStep):
         return [Launch(pack_function(step))]
     if isinstance(step, MatmulStep):
@@ -125,6 +131,17 @@ def _extremes(step: FusedStep) -> list[Launch]:
     if not any(n.op.name in ("max", "min") for n in body.nodes):
         return []
     return _refusal([len(step.shape) - 1], [step.shape[-1]])
+
+
+def _places(step: FusedStep) -> list[Launch]:
+    """What checks the indices of the gathers in a region."""
+    body: Graph = step.node.attrs["body"]
+    where = dict(zip(body.inputs, step.operands, strict=True))
+    found = []
+    for node in filter(gathers, body.nodes):
+        x, *indices = [y for v in node.inputs if isinstance(y := where[v], View)]
+        found.append(replace(_checked(node, x, indices), place=place_of(node)))
+    return found
 
 
 def _refusal(axes: Sequence[int], extents: Sequence[Dim]) -> list[Launch]:

@@ -149,7 +149,7 @@ class NativePrinter(Printer):
             axes = "".join(
                 f"({axis}, {self.spell.size(v.shape[axis])}), " for axis, v in launch.checks
             )
-            checks = f", ({note.place!r}, {launch.wrap}, {axes})"
+            checks = f", ({(launch.place or note.place)!r}, {launch.wrap}, {axes})"
         if f.share is None:
             given = f"({(where + sizes).removeprefix(', ')},)"
             return f"({number}, {self.spell.size(f.items)}, {f.grain}, {given}{checks}),"

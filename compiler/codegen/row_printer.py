@@ -26,14 +26,15 @@ from retrograde.compiler.codegen.kernel import Array, RowKernel
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.graph import Node, Value
 from retrograde.compiler.plan.sweeps import Sweep
-from retrograde.compiler.plan.views import Literal
+from retrograde.compiler.plan.views import Literal, View
 
 
 @dataclass
 class RowPrinter:
-    """Names: x0 … are operands, y0 … results, b0 … rows of working memory, v0 … values, n0 …
-    sizes; x0r is where a row of x0 begins, r its number, i an element of it, s0_1 the second total
-    of the first sweep."""
+    """Names: x0 … are operands, y0 … results, z0 … the parts of sums over all rows, b0 … rows of
+    working memory, v0 … values, n0 … sizes; x0r is where a row of x0 begins, r its number, i an
+    element of it, s0_1 the second total of the first sweep; xs0 is gathered from where the indices
+    in xi0_0 … tell, x0at a place in it."""
 
     kernel: RowKernel
     size: Extents = field(default_factory=Extents)
@@ -46,6 +47,8 @@ class RowPrinter:
         arrays = [(v, x) for v, x in k.operands.items() if isinstance(x, Array)]
         self.operands = {v: (f"x{i}", x) for i, (v, x) in enumerate(arrays)}
         self.results = [(f"y{j}", y) for j, y in enumerate(k.results)]
+        self.gathered = list(k.gathered.items())
+        self.sums = {j: k.body.producers()[k.body.outputs[j]] for j in k.sweeps.sums}
 
     # --- what a printer adds
 
@@ -81,7 +84,16 @@ class RowPrinter:
     @property
     def pointers(self) -> list[tuple[str, Array]]:
         """The arrays, in the order in which a launch gives their places."""
-        return [*self.operands.values(), *self.results]
+        indices = [
+            (f"xi{g}_{n}", y)
+            for g, (_, found) in enumerate(self.gathered) for n, y in enumerate(found.indices)
+        ]  # fmt: skip
+        return [*self.operands.values(), *self.results, *indices]
+
+    @property
+    def sources(self) -> list[tuple[str, View]]:
+        """What is gathered from, which the launch gives after the arrays."""
+        return [(f"xs{g}", found.source) for g, (_, found) in enumerate(self.gathered)]
 
     def row_starts(self) -> list[str]:
         """The beginning of row `r` of each array."""
@@ -110,6 +122,11 @@ class RowPrinter:
                 lines.append(self._define(v, literal(x.value, x.dtype)))
             elif v in k.sweeps.rows or dims.same(x.inner, 0):
                 lines.append(self._define(v, load(x.dtype, f"{self._row(self.operands[v])}[0]")))
+        for g, (v, found) in enumerate(self.gathered):
+            if found.rows:
+                lines += self._place(g, "0")
+            elif v in k.sweeps.rows:
+                lines += [*self._place(g, "0"), self._define(v, load(v.dtype, f"x{g}at[0]"))]
         lines += self._row_nodes(k.sweeps.before)
         lines += self._row_stores(j for j, after in enumerate(k.sweeps.after) if after < 0)
         for n, sweep in enumerate(k.sweeps.sweeps):
@@ -117,6 +134,18 @@ class RowPrinter:
             lines += self._row_nodes(sweep.rows)
             lines += self._row_stores(j for j in sweep.stores if k.body.outputs[j] in k.sweeps.rows)
         return lines
+
+    def _place(self, g: int, i: str) -> list[str]:
+        """Where element `i` (or a row) of gathered `g` begins.  Its indices have been checked."""
+        found, name, lines = self.gathered[g][1], f"x{g}at", []
+        where = f"xs{g}"
+        for n, (index, (stride, extent)) in enumerate(zip(found.indices, found.axes, strict=True)):
+            at = product(i, self.size(index.inner))
+            lines.append(f"i64 j{g}_{n} = (i64){self._row((f'xi{g}_{n}', index))}[{at}];")
+            if found.wrap and index.dtype.kind == "int":
+                lines.append(f"j{g}_{n} += j{g}_{n} < 0 ? {self.size(extent)} : 0;")
+            where += f" + {product(f'j{g}_{n}', self.size(stride))}"
+        return [*lines, f"const {memory_type(found.source.dtype)} *const {name} = {where};"]
 
     def _row(self, array: tuple[str, Array]) -> str:
         return array[0] if self.flat else f"{array[0]}r"
@@ -141,7 +170,7 @@ class RowPrinter:
     def _sweep(self, sweep: Sweep, number: int) -> list[str]:
         k = self.kernel
         stores = [j for j in sweep.stores if k.body.outputs[j] not in k.sweeps.rows]
-        if not (sweep.totals or stores or sweep.keeps):
+        if not (sweep.totals or stores or sweep.keeps or sweep.sums):
             return []
         totals = [(f"s{number}_{t}", node) for t, node in enumerate(sweep.totals)]
         body = self._element(sweep, stores, totals)
@@ -165,6 +194,12 @@ class RowPrinter:
                 name, x = self.operands[v]
                 at = product("i", self.size(x.inner))
                 lines.append(self._define(v, load(x.dtype, f"{self._row((name, x))}[{at}]")))
+        for g, (v, found) in enumerate(self.gathered):
+            if v not in sweep.reads or v in self.names:
+                continue
+            at = product("i", self.size(found.inner)) if found.rows else "0"
+            lines += [] if found.rows else self._place(g, "i")
+            lines.append(self._define(v, load(v.dtype, f"x{g}at[{at}]")))
         for v in (*k.sweeps.buffers, *k.sweeps.results):
             if v not in sweep.reads:
                 continue
@@ -181,13 +216,18 @@ class RowPrinter:
         for v in sweep.keeps:
             lines.append(f"b{k.sweeps.buffers[v]}[i] = {store(v.dtype, self.names[v])};")
         for name, node in totals:
-            value = self.names[node.inputs[0]]
-            if node.op.name == "row_dot":
-                value = f"{value} * {self.names[node.inputs[1]]}"
             running = self.running(name)
-            lines.append(f"{running} = {joined(node, running, value)};")
+            lines.append(f"{running} = {joined(node, running, self._added(node))};")
+        for j in sweep.sums:
+            place = f"{self._row(self.results[j])}[i]"
+            lines.append(f"{place} = {joined(self.sums[j], place, self._added(self.sums[j]))};")
         self.names = outside
         return lines
+
+
+    def _added(self, node: Node) -> str:
+        """What one element adds to a total."""
+        return " * ".join(self.names[v] for v in node.inputs)
 
 
 def nested(head: str, body: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ from retrograde.compiler.plan.steps import (
     LoopStep,
     MatmulStep,
     OpStep,
+    PackStep,
     PartStep,
     ReplayStep,
     Schedule,
@@ -50,7 +51,8 @@ def report(
     if plan is None and not program.symbols:
         plan = program.plan({})
     final = list(stages.values())[-1]
-    schedule, liveness = analyse(lower(final), program.recipes[0].reuse)
+    native = bool(program.recipes[0].kernels)
+    schedule, liveness = analyse(lower(final, native=native), program.recipes[0].reuse)
     sections = [
         _passes(stages),
         _steps(schedule, final, plan),
@@ -108,6 +110,7 @@ def _kind(step: Step) -> str:
     names = {
         CopyStep: "copy",
         MatmulStep: "matrix product",
+        PackStep: "packing",
         FusedStep: "fused",
         LoopStep: "loop",
         BranchStep: "branch",

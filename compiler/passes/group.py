@@ -1,190 +1,56 @@
 """Groups elementwise chains and row reductions into `fused` regions: Graph -> Graph.
 
 Members of a group share one iteration space: a full shape S, or its rows S[:-1] + (1,), so that
-a device can run the whole group tile by tile while the tile is in cache.  Invariant: the groups
-contracted, the graph stays acyclic (no path leaves a group and comes back), and members are of
-one phase: forward, backward or update.
+a device can run the whole group tile by tile while the tile is in cache.  On the native device sums
+over all rows (gradients of biases and gains) are members too, which no other member may read, and
+so are gathers, which read what is complete before the group.
+Invariant: the groups contracted, the graph stays acyclic (no path leaves a group and comes back),
+and members are of one phase: forward, backward or update, but where a kernel goes both ways.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from retrograde.compiler.ir.builder import next_id
-from retrograde.compiler.ir.dims import Dim
-from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
-from retrograde.compiler.ir.registry import Kind, lookup
+from retrograde.compiler.ir.graph import Graph, Node, Value
+from retrograde.compiler.ir.registry import lookup
 from retrograde.compiler.ops.region import effects_of
-
-ROW_REDUCTIONS = frozenset({"sum", "max", "min", "prod"})
-_PHASE = {"primal": 0, "cotangent": 1, "recompute": 1, "update": 2}
-
-
-@dataclass(eq=False)
-class _Cluster:
-    """Nodes that will be one step.
-
-    `bits` stands for it in bit sets, with one bit for each cluster that went into it; `above` is
-    the set of all clusters that it depends on, directly (`direct`) or not; `users` read it."""
-
-    index: int
-    shape: tuple[Dim, ...] | None  # None: never joined
-    phase: int
-    members: list[Node]
-    first: int
-    bits: int
-    above: int = 0
-    direct: set[_Cluster] = field(default_factory=set)
-    users: set[_Cluster] = field(default_factory=set)
+from retrograde.compiler.passes.clustering import Cluster, Clustering
+from retrograde.compiler.passes.refusals import Grouped, refusals
+from retrograde.compiler.passes.siblings import Siblings
 
 
 @dataclass(frozen=True)
 class Group:
     """Groups elementwise chains and row reductions into steps.
 
-    `window`: how many clusters back a group may still grow; `largest`: its most members."""
+    `window`: how many clusters back a group may still grow; `largest`: its most members;
+    `native`: for kernels that add up and gather rows as well."""
 
     window: int = 48
     largest: int = 40
+    native: bool = False
 
     def __call__(self, graph: Graph) -> Graph:
-        clusters = _Clustering(self.window, self.largest).run(graph)
-        if all(len(c.members) == 1 for c in clusters):
-            return graph
-        return graph.replace(nodes=tuple(_contract(graph, clusters)))
+        clustering = Clustering(self.window, self.largest, self.native)
+        clustering.run(graph)
+        siblings = Siblings(graph, clustering)
+        if self.native:
+            siblings.run()
+        clusters = list(clustering.clusters)
+        kept = tuple(refusals(graph, clustering, siblings.apart))
+        nodes = graph.nodes
+        if any(len(c.members) > 1 for c in clusters):
+            nodes = tuple(_contract(graph, clusters))
+        return Grouped(
+            graph.name, graph.inputs, nodes, graph.outputs, graph.input_names, graph.output_names,
+            graph.aliases, kept,
+        )  # fmt: skip
 
 
-class _Clustering:
-    def __init__(self, window: int, largest: int) -> None:
-        self.window = window
-        self.largest = largest
-        self.count = 0
-        self.clusters: dict[_Cluster, None] = {}  # those not merged into another, in order
-        self.home: dict[Value, _Cluster] = {}
-
-    def run(self, graph: Graph) -> list[_Cluster]:
-        for position, node in enumerate(graph.nodes):
-            self._place(node, position)
-        return list(self.clusters)
-
-    def _place(self, node: Node, position: int) -> None:
-        shape = iteration_shape(node)
-        phase = _PHASE[node.origin.role]
-        reads = {c for v in node.inputs if (c := self.home.get(v)) is not None}
-        target: _Cluster | None = None
-        if shape is not None:
-            for c in sorted(reads, key=lambda c: c.index, reverse=True):
-                if not self._joins(c, shape, phase, reads):
-                    continue
-                assert c.shape is not None
-                if target is None:
-                    target = c
-                elif not self._merge(target, c):
-                    continue
-                shape = wider(c.shape, shape)
-                assert shape is not None
-                target.shape = shape
-        if target is None:
-            target = _Cluster(self.count, shape, phase, [], position, 1 << self.count)
-            self.clusters[target] = None
-            self.count += 1
-        target.members.append(node)
-        gained = 0
-        for c in reads:
-            if c is not target and c in self.clusters:
-                target.direct.add(c)
-                c.users.add(target)
-                gained |= c.above | c.bits
-        self._raise(target, gained)
-        for v in node.outputs:
-            self.home[v] = target
-
-    def _joins(
-        self, c: _Cluster, shape: tuple[Dim, ...], phase: int, reads: Iterable[_Cluster]
-    ) -> bool:
-        """Whether a node over `shape` that reads the clusters `reads` may enter `c`."""
-        if c.shape is None or c.phase != phase or len(c.members) >= self.largest:
-            return False
-        if c.index < self.count - self.window or wider(c.shape, shape) is None:
-            return False
-        return not any(other is not c and other.above & c.bits for other in reads)
-
-    def _merge(self, target: _Cluster, c: _Cluster) -> bool:
-        """Moves the members of `c` to `target` unless a path between them leads outside, or
-        there would be no room for the node that is to come."""
-        if len(target.members) + len(c.members) >= self.largest:
-            return False
-        if _path_around(target, c) or _path_around(c, target):
-            return False
-        target.members.extend(c.members)
-        target.members.sort(key=lambda n: n.id)
-        target.first = min(target.first, c.first)
-        for node in c.members:
-            for v in node.outputs:
-                self.home[v] = target
-        del self.clusters[c]
-        target.bits |= c.bits
-        target.above = (target.above | c.above) & ~target.bits
-        for other in c.direct:
-            other.users.discard(c)
-            if other is not target:
-                other.users.add(target)
-                target.direct.add(other)
-        for other in c.users:
-            other.direct.discard(c)
-            if other is not target:
-                other.direct.add(target)
-                target.users.add(other)
-        target.direct.discard(c)
-        target.users.discard(c)
-        for other in target.users:
-            self._raise(other, target.above | target.bits)
-        return True
-
-    def _raise(self, c: _Cluster, gained: int) -> None:
-        """Records new dependencies of `c`, for itself and for all that depend on it."""
-        work = [c]
-        while work:
-            found = work.pop()
-            if gained & ~found.above:
-                found.above |= gained
-                work.extend(found.users)
-
-
-def _path_around(above: _Cluster, below: _Cluster) -> bool:
-    """Whether `below` depends on `above` through a third cluster."""
-    return any(c is not above and c.above & above.bits for c in below.direct)
-
-
-def iteration_shape(node: Node) -> tuple[Dim, ...] | None:
-    """The space a groupable node runs over, None for nodes that stay alone."""
-    if node.op.kind is Kind.ELEMENTWISE:
-        shape = node.output.shape
-        return shape if shape else None
-    if node.op.name == "row_dot":
-        return node.inputs[0].shape
-    if node.op.name in ROW_REDUCTIONS:
-        source = node.inputs[0]
-        last = source.type.ndim - 1
-        if last >= 0 and node.attrs["axes"] == (last,) and node.attrs["keepdims"]:
-            return source.shape if source.dtype is node.output.dtype else None
-    return None
-
-
-def wider(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...] | None:
-    """The common space of two shapes: equal, or one the rows of the other; None if neither."""
-    if same_shape(a, b):
-        return a
-    if len(a) != len(b) or not same_shape(a[:-1], b[:-1]):
-        return None
-    if isinstance(a[-1], int) and a[-1] == 1:
-        return b
-    return a if isinstance(b[-1], int) and b[-1] == 1 else None
-
-
-def _contract(graph: Graph, clusters: list[_Cluster]) -> list[Node]:
+def _contract(graph: Graph, clusters: list[Cluster]) -> list[Node]:
     """The graph's nodes with every group of two or more as one `fused` node, in order."""
     users = graph.users()
     returned = set(graph.outputs)
@@ -199,7 +65,7 @@ def _contract(graph: Graph, clusters: list[_Cluster]) -> list[Node]:
     return _sorted(steps, priority)
 
 
-def _fused(c: _Cluster, users: dict[Value, list[Node]], returned: set[Value]) -> Node:
+def _fused(c: Cluster, users: dict[Value, list[Node]], returned: set[Value]) -> Node:
     members = _ordered(c.members)
     inside = set(members)
     made = {v for n in members for v in n.outputs}

@@ -41,13 +41,15 @@ def rewrite_scans(graph: Graph, emit: Emit) -> Graph:
     return builder.finish(outputs, graph.output_names, graph.aliases)
 
 
-def everywhere(transform: Pass, graph: Graph) -> Graph:
-    """`transform` of the graph after `transform` of all of its sub-graphs."""
+def everywhere(transform: Pass, graph: Graph, but: str = "") -> Graph:
+    """`transform` of the graph after `transform` of all of its sub-graphs, those of the op `but`
+    left out."""
     if any(node.op.has_regions for node in graph.nodes):
         nodes = []
         for node in graph.nodes:
-            regions = sorted(node.subgraphs(), key=itemgetter(0))  # as a graph's text has them
-            bodies = {key: everywhere(transform, body) for key, body in regions}
+            parts = node.subgraphs() if node.op.name != but else ()
+            regions = sorted(parts, key=itemgetter(0))  # as a graph's text has them
+            bodies = {key: everywhere(transform, body, but) for key, body in regions}
             nodes.append(replace(node, attrs={**node.attrs, **bodies}) if bodies else node)
         graph = graph.replace(nodes=tuple(nodes))
     return transform(graph)

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same
-from retrograde.compiler.ir.dtypes import DType
+from retrograde.compiler.ir.dtypes import DType, f32
 from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
 from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.passes.spaces import gathers_rows, sums_rows
 from retrograde.compiler.plan.steps import FusedStep, Statement, Tile
 from retrograde.compiler.plan.sweeps import sweeps_of
 from retrograde.compiler.plan.views import ALIGNMENT, Operand, View, scratch
 
 # Measured: 64K-element tiles run a nine-op GELU chain fastest under NumPy (docs/performance.md).
 TILE_ELEMENTS = 65536
+ROWS = 32  # of a slice: what sums over all rows add in their order
 
 
 def lower_fused(
@@ -49,7 +51,7 @@ def lower_rows(
     node: Node, operands: Sequence[Operand], results: Sequence[View], threads: int
 ) -> FusedStep:
     """The step of a `fused` node that a kernel runs row by row, each thread with rows of working
-    memory of its own."""
+    memory of its own.  Each slice of `ROWS` rows has one for each sum over all rows."""
     body: Graph = node.attrs["body"]
     shape: tuple[Dim, ...] = node.attrs["shape"]
     tiles = {v: Tile("x", i) for i, v in enumerate(body.inputs)}
@@ -58,15 +60,29 @@ def lower_rows(
     statements = tuple(
         Statement(n, tuple(tiles[v] for v in n.inputs), tiles[n.output]) for n in body.nodes
     )
-    whole_rows = any(n.op.kind is Kind.REDUCE or _is_row(n.output, shape) for n in body.nodes)
+    whole_rows = any(
+        n.op.kind is Kind.REDUCE or sums_rows(n) or gathers_rows(n) or _is_row(n.output, shape)
+        for n in body.nodes
+    )
     sweeps = sweeps_of(body, shape if whole_rows else (*shape, 1), results)
-    space = tuple(
+    space = [
         scratch(dims.align(shape[-1], ALIGNMENT // dtype.bytes) * threads, dtype, node.place)
         for dtype in sweeps.dtypes
-    )
+    ]
+    slices = dims.ceil_div(dims.product(shape[:-1]), ROWS)
+    for j in sweeps.sums:
+        partial = body.outputs[j].dtype
+        dtype = partial if partial.bytes > 2 or not partial.is_float else f32
+        space.append(scratch(slices * partial_width(shape[-1], dtype), dtype, node.place))
     return FusedStep(
-        node, shape, tuple(operands), tuple(results), space, (), statements, whole_rows, sweeps
+        node, shape, tuple(operands), tuple(results), tuple(space), (), statements, whole_rows,
+        sweeps,
     )
+
+
+def partial_width(width: Dim, dtype: DType) -> Dim:
+    """The elements between the sums of two slices: whole cache lines, never none."""
+    return dims.align(width + 1, ALIGNMENT // dtype.bytes)
 
 
 def tile_elements(shape: Sequence[Dim], whole_rows: bool) -> Dim:

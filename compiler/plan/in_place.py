@@ -9,6 +9,7 @@ from __future__ import annotations
 from retrograde.compiler.ir.dims import same
 from retrograde.compiler.ir.graph import same_shape
 from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.passes.spaces import gathers
 from retrograde.compiler.plan.fused import first_write, last_read
 from retrograde.compiler.plan.steps import (
     CopyStep,
@@ -44,10 +45,12 @@ def _fused_takes_over(step: FusedStep, old: View, new: View) -> bool:
     result = next(j for j, v in enumerate(step.results) if v.storage is new.storage)
     if step.sweeps is not None:
         body = step.node.attrs["body"]
-        given = zip(body.inputs, step.operands, strict=True)
-        # What has one element a row is read before all, and never lies where a result does; the
-        # old value of state may be read by an earlier step, or by none.
-        read = max((step.sweeps.last_read(v) for v, x in given if old.equals(x)), default=-1)
+        values = [v for v, x in zip(body.inputs, step.operands, strict=True) if old.equals(x)]
+        if any(v in n.inputs for n in body.nodes if gathers(n) for v in values):
+            return False  # what is gathered from is read at any place
+        # What has one element a row is read before all, and never lies where a result does; a sum
+        # over all rows is written after all; the old value of state may be read by an earlier step.
+        read = max(map(step.sweeps.last_read, values), default=-1)
         return read <= step.sweeps.after[result]
     written = first_write(step, result)
     for i, x in enumerate(step.operands):

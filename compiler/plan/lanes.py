@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from retrograde.compiler.ir.dims import same
-from retrograde.compiler.ir.graph import Attrs
+from retrograde.compiler.ir.graph import Attrs, Graph, Node
 from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.passes.spaces import gathers, left_axes, sums_rows
 from retrograde.compiler.plan.steps import FusedStep, MatmulStep, OpStep
 from retrograde.compiler.plan.views import Literal, Operand, View
 
@@ -30,8 +31,11 @@ def lanes(step: OpStep | MatmulStep | FusedStep) -> list[Lane]:
     if isinstance(step, MatmulStep):
         return _products(views)
     if isinstance(step, FusedStep):
-        meet = {-1} if any(s.node.op.kind is Kind.REDUCE for s in step.statements) else set()
-        return aligned(views, meet, len(step.shape))
+        nodes = [s.node for s in step.statements]
+        meet = {-1} if any(n.op.kind is Kind.REDUCE for n in nodes) else set()
+        if any(map(sums_rows, nodes)):  # its parts are of all rows and columns
+            meet = {-1 - k for k in range(len(step.shape))}
+        return _around_gathers(step, meet)
     op, attrs = step.node.op, step.node.attrs
     if op.kind is Kind.ELEMENTWISE:
         return aligned(views)
@@ -47,6 +51,40 @@ def lanes(step: OpStep | MatmulStep | FusedStep) -> list[Lane]:
         "argmax": _reduced, "argmin": _reduced,
     }.get(op.name)  # fmt: skip
     return [] if rule is None else rule(views, attrs)
+
+
+def _around_gathers(step: FusedStep, meet: set[int]) -> list[Lane]:
+    """The lanes of a region: an index array of rows has all axes but the last, and along what it
+    leads to elements meet.  None are known where an operand is read in two ways."""
+    body: Graph = step.node.attrs["body"]
+    place = {v: i for i, v in enumerate(body.inputs)}
+    views: list[Operand] = [*step.operands, *step.results]
+    plain = {v for n in body.nodes if not gathers(n) for v in n.inputs}
+    indices: dict[int, int] = {}  # by operand: the axes of the space after its last
+    sources: dict[int, Node] = {}
+    for node in filter(gathers, body.nodes):
+        source, *given = node.inputs
+        after = len(left_axes(node))
+        if source in plain or any(v in plain for v in given) or place[source] in sources:
+            return []
+        sources[place[source]] = node
+        if any(indices.setdefault(place[v], after) != after for v in given):
+            return []
+    if not sources.keys().isdisjoint(indices):
+        return []
+    hidden = sources.keys() | indices.keys()
+    spread = [Literal(0, v.dtype) if i in hidden else v for i, v in enumerate(views)]
+    found = aligned(spread, meet, len(step.shape))
+    for i, after in indices.items():
+        rank = len(views[i].shape)
+        for a in range(rank):
+            at = rank - 1 - a + after
+            found[at] = found[at]._replace(axes=((i, a), *found[at].axes))
+    for i, node in sources.items():
+        for a in left_axes(node):
+            found[0] = found[0]._replace(axes=((i, a), *found[0].axes))
+        found += [Lane(((i, a),), apart=False) for a in node.attrs["axes"]]
+    return found
 
 
 def aligned(

@@ -195,7 +195,7 @@ def _last_refusal(schedule: Schedule) -> int:
     refusing = (
         position
         for position, step, _ in walk(schedule.steps)
-        if isinstance(step, OpStep) and may_refuse(step.node)
+        if isinstance(step, (OpStep, FusedStep)) and may_refuse(step.node)
     )
     return max(refusing, default=-1)
 

@@ -19,6 +19,7 @@ from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.ops.branch import BRANCHES
 from retrograde.compiler.ops.window import extent
+from retrograde.compiler.passes.spaces import gathers, sums_rows
 from retrograde.compiler.plan import flash
 from retrograde.compiler.plan.cross_entropy import head_memory
 from retrograde.compiler.plan.fused import lower_fused, lower_rows
@@ -114,7 +115,8 @@ class Lowering:
             self._matmul(node)
         elif name == "fused":
             summed = {
-                v for n in node.attrs["body"].nodes if n.op.kind is Kind.REDUCE for v in n.inputs
+                v for n in node.attrs["body"].nodes
+                if n.op.kind is Kind.REDUCE or sums_rows(n) or gathers(n) for v in n.inputs
             }
             operands = [
                 self.view_of(v, node) if v in summed else self.places[v] for v in node.inputs

@@ -1,9 +1,10 @@
 """How a fused region runs row by row: its body -> sweeps over one row, with what is kept between.
 
 A sweep computes elements of a row from left to right and may total them; what depends on a total
-waits for the next sweep.  A value that a later sweep reads is computed again where that is cheap,
-else kept: where it is written anyway, or in a row of working memory.  Invariant: within a sweep an
-element is read before any result at its place is written.
+waits for the next sweep.  A sum over all rows takes each row in the first sweep that knows it.  A
+value that a later sweep reads is computed again where that is cheap, else kept: where it is written
+anyway, or in a row of working memory.  Invariant: within a sweep an element is read before any
+result at its place is written.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from retrograde.compiler.ir.dims import Dim, same
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.passes.spaces import gathers, sums_rows
 from retrograde.compiler.plan.views import View
 
 CHEAP = 3  # operations an element: computed again rather than kept
@@ -29,13 +31,15 @@ class Sweep:
     rows: tuple[Node, ...]
     stores: tuple[int, ...]  # the results written in it
     keeps: tuple[Value, ...]  # the values it leaves in working memory
-    reads: frozenset[Value]  # what it takes from where it lies: operands, and values kept
+    reads: frozenset[Value]  # what it takes from where it lies: operands, gathered, values kept
+    sums: tuple[int, ...] = ()  # the results to which it adds the row
 
 
 @dataclass(frozen=True)
 class Sweeps:
     """The sweeps over a row.  `before`: what is computed of operands with one element a row;
-    `after[j]`: the sweep that writes result j, counted from 0, -1 before all."""
+    `after[j]`: the sweep that writes result j, counted from 0, -1 before all.  A sum over all rows
+    is written when all sweeps of all rows are done: it has their number."""
 
     before: tuple[Node, ...]
     sweeps: tuple[Sweep, ...]
@@ -44,6 +48,11 @@ class Sweeps:
     results: Mapping[Value, int]  # the result from which a value is read again
     dtypes: tuple[DType, ...]  # of the rows of working memory
     after: tuple[int, ...]
+
+    @property
+    def sums(self) -> tuple[int, ...]:
+        """The results that are sums over all rows."""
+        return tuple(j for sweep in self.sweeps for j in sweep.sums)
 
     def last_read(self, operand: Value) -> int:
         """The last sweep that reads an operand, -1 for none."""
@@ -64,9 +73,10 @@ def is_row(v: Value, shape: Sequence[Dim]) -> bool:
 
 class _Planner:
     def __init__(self, body: Graph, shape: Sequence[Dim], results: Sequence[View]) -> None:
-        self.body, self.results = body, results
-        self.maker = body.producers()
+        self.body, self.shape, self.results = body, shape, results
+        self.maker = {n.output: n for n in body.nodes if not gathers(n)}
         self.rows = {v for v in body.inputs if is_row(v, shape)}
+        self.sums: dict[Value, int] = {}  # the sweep that a sum over all rows goes with
         self.level: dict[Value, int] = {}  # the sweep that makes it; of a row, that it follows
         for v in body.inputs:
             self.level[v] = -1 if v in self.rows else 0
@@ -76,7 +86,14 @@ class _Planner:
 
     def _enter(self, node: Node) -> None:
         out = node.output
-        if node.op.kind is Kind.REDUCE:
+        if gathers(node):  # a leaf, as an operand is
+            self.level[out] = 0
+            if is_row(out, self.shape):
+                self.rows.add(out)
+                self.level[out] = -1
+        elif sums_rows(node):
+            self.sums[out] = max(max(self._ready(v) for v in node.inputs), 0)
+        elif node.op.kind is Kind.REDUCE:
             self.rows.add(out)
             self.level[out] = max(max(self._ready(v) for v in node.inputs), 0)
         elif all(v in self.rows for v in node.inputs):
@@ -91,23 +108,25 @@ class _Planner:
 
     def plan(self) -> Sweeps:
         body = self.body
-        count = 1 + max((self.level[v] for v in self.level), default=0)
-        count = max(count, 1)
+        count = 1 + max([0, *self.level.values(), *self.sums.values()])
         needed: list[dict[Value, None]] = [{} for _ in range(count)]
         reads: list[set[Value]] = [set() for _ in range(count)]
         totals: list[list[Node]] = [[] for _ in range(count)]
         for v in body.outputs:
-            if v not in self.rows:
+            if v in self.sums:
+                for x in self.maker[v].inputs:
+                    self._need(x, self.sums[v], needed, reads)
+            elif v not in self.rows:
                 self._need(v, self.level[v], needed, reads)
         for node in body.nodes:
-            if node.op.kind is Kind.REDUCE:
+            if node.op.kind is Kind.REDUCE and node.output not in self.sums:
                 at = self.level[node.output]
                 totals[at].append(node)
                 for v in node.inputs:
                     self._need(v, at, needed, reads)
         places = self._places()
         order = {n: i for i, n in enumerate(body.nodes)}
-        after = tuple(self.level[v] for v in body.outputs)
+        after = tuple(count if v in self.sums else self.level[v] for v in body.outputs)
         sweeps = tuple(
             Sweep(
                 tuple(sorted((self.maker[v] for v in needed[i]), key=order.__getitem__)),
@@ -116,6 +135,7 @@ class _Planner:
                 tuple(j for j, v in enumerate(body.outputs) if after[j] == i),
                 tuple(v for v in places[0] if self.level[v] == i),
                 frozenset(reads[i]),
+                tuple(j for j, v in enumerate(body.outputs) if self.sums.get(v) == i),
             )
             for i in range(count)
         )
@@ -127,7 +147,7 @@ class _Planner:
     def _row_nodes(self, level: int) -> list[Node]:
         return [
             n for n in self.body.nodes
-            if n.op.kind is not Kind.REDUCE and n.output in self.rows
+            if n.op.kind is not Kind.REDUCE and n.output in self.rows and n.output in self.maker
             and self.level[n.output] == level
         ]  # fmt: skip
 
