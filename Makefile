@@ -4,7 +4,7 @@
 #   make train    train the default language model       make lint     ruff and the import rules
 #   make test     lint, types and the test suite         make types    mypy --strict
 #   make peers    install torch for the tests in tests/peers (also: make test PEERS=1)
-#   make bench    a GPT and an LSTM beside PyTorch       make fuzz     the property tests, for longer
+#   make bench    every workload beside its peers        make fuzz     the property tests, for longer
 #   make docs     the generated pages, and what the blocks of all pages print
 #   make clean    remove everything that was made here
 
@@ -16,8 +16,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 # Idle BLAS threads spin: beside another busy process a product takes ten times as long.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
-# Of the `peers` extra in pyproject.toml only torch, at the version pinned there: no test needs jax.
+# Of the `peers` extra in pyproject.toml only torch, at the version pinned there: no test needs jax,
+# which the benchmarks have in an environment of its own.
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+
+JAX := $(shell sed -n 's/.*"\(jax>=[^"]*\)".*/\1/p' pyproject.toml)
 
 .PHONY: train test lint types pytest peers bench fuzz docs clean
 .DELETE_ON_ERROR:
@@ -39,9 +42,9 @@ pytest: $(VENV)/test.stamp $(if $(PEERS),peers)
 
 peers: $(VENV)/peers.stamp
 
-bench: $(VENV)/peers.stamp
-	$(BIN)/python -m benchmarks.gpt_step $(ARGS)
-	$(BIN)/python -m benchmarks.lstm_step $(LSTM_ARGS)
+# More than an hour; make bench ARGS="--only gpt-small" for less, ARGS=--list for the names.
+bench: $(VENV)/peers.stamp $(VENV)/jax.stamp
+	$(BIN)/python -m benchmarks --jax-python $(VENV)/jax/bin/python $(ARGS)
 
 fuzz: $(VENV)/test.stamp
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --hypothesis-profile=fuzz --timeout=3600 $(ARGS)
@@ -49,6 +52,11 @@ fuzz: $(VENV)/test.stamp
 docs: $(VENV)/test.stamp
 	$(BIN)/python tools/op_table.py
 	$(BIN)/python tools/docs_outputs.py README.md docs/*.md
+
+# JAX lives apart from PyTorch; where it cannot be installed the benchmarks say so and go on.
+$(VENV)/jax.stamp: pyproject.toml | $(BIN)/python
+	-$(PYTHON) -m venv $(VENV)/jax && \
+	$(VENV)/jax/bin/python -m pip --disable-pip-version-check install -q '$(JAX)' && touch $@
 
 clean:
 	rm -rf $(VENV) .retrograde_cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -38,6 +38,9 @@ class RowProblem:
     def flops(self) -> float:
         return 0.0
 
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.columns}, {4 * self.rows * self.columns / 2**20:g} MiB"
+
     def tiny(self) -> RowProblem:
         return replace(self, rows=3, columns=5)
 
@@ -68,6 +71,9 @@ class AttentionProblem:
         attention computes again is not counted."""
         return 6 * self.batch * self.heads * self.length**2 * self.head
 
+    def __str__(self) -> str:
+        return f"causal, T{self.length} B{self.batch}, {self.heads} heads of {self.head}"
+
     def tiny(self) -> AttentionProblem:
         return replace(self, length=5, head=4)
 
@@ -90,6 +96,9 @@ class HeadProblem:
     @property
     def flops(self) -> float:
         return 6 * self.tokens * self.width * self.vocab
+
+    def __str__(self) -> str:
+        return f"linear and cross-entropy, {self.tokens} tokens d{self.width} V{self.vocab}"
 
     def tiny(self) -> HeadProblem:
         return replace(self, tokens=5, width=4, vocab=7)
@@ -123,6 +132,14 @@ class GemmProblem:
     @property
     def flops(self) -> float:
         return 2 * self.rows * self.inner * self.columns
+
+    def __str__(self) -> str:
+        x = (
+            f"{self.inner}x{self.rows} transposed"
+            if self.transposed
+            else f"{self.rows}x{self.inner}"
+        )
+        return f"{x} @ {self.inner}x{self.columns}"
 
     def tiny(self) -> GemmProblem:
         return replace(self, rows=3, inner=5, columns=4)

@@ -34,7 +34,7 @@ def peer(**options: Any) -> Peer:
 def measured() -> tuple[Result, list[str]]:
     contenders = {
         "retrograde": peer(seconds=0.004, held=8 * MIB),
-        "right": peer(seconds=0.012, held=32 * MIB),
+        "right": peer(seconds=0.08, held=32 * MIB),
         "wrong": peer(off=0.1),
         "broken": peer(fails=True),
         "late": peer(build=60.0),
@@ -65,7 +65,7 @@ def test_figures_of_those_that_are(measured: tuple[Result, list[str]]) -> None:
     result, _ = measured
     own, right = (report.row(result, name) for name in ("retrograde", "right"))
     assert 0.004 <= own["minimum_seconds"] <= own["median_seconds"]
-    assert 1.5 < right["ratios"]["retrograde"] < 3.5
+    assert 1.5 < right["ratios"]["retrograde"] < 21  # 20, and waking up takes time too
     assert own["planned_bytes"] == own["allocated_bytes"] == 8 * MIB
     assert own["measured_bytes"] == pytest.approx(8 * MIB, abs=2 * MIB)
     assert right["measured_bytes"] == pytest.approx(32 * MIB, abs=2 * MIB)
