@@ -99,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures = compile_gpt.measure(settings.threads, settings.backend, layers)
         console.print(compile_gpt.table(figures))
         found += compile_gpt.verdicts(figures)
-    console.print(report.verdict_table(found))
+    if found:
+        console.print(report.verdict_table(found))
     if options.json is not None:
         record = report.record(results, found, settings)
         if compiling:
