@@ -16,6 +16,7 @@ from retrograde.compiler.errors import BudgetError, DataError, ShapeError, Unsup
 from retrograde.compiler.inspect.dot import to_dot
 from retrograde.compiler.inspect.report import report
 from retrograde.compiler.inspect.svg import to_svg
+from retrograde.compiler.inspect.traffic import Traffic, traffic
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.program import MemoryPlan, Peak, Program
@@ -94,6 +95,13 @@ class Explained:
         plan = self.plan(**sizes) if sizes or complete else None
         recipe = program.choose(plan.sizes).index if plan is not None else 0
         return report(program, run.ladder[recipe], plan, run.executable.ragged(recipe))
+
+    def traffic(self, **sizes: int) -> Traffic:
+        """The bytes that one run reads and writes at these sizes (or `at`): `fused` as it is,
+        `unfused` if every op were a step of its own."""
+        run, plan = self._runnable(), self.plan(**sizes)
+        graph = run.ladder[self._program.choose(plan.sizes).index]["order"]
+        return traffic(graph).at({**plan.sizes, **plan.plan_sizes})
 
     def ir(self, stage: str = "trace") -> Graph:
         """The graph at a stage: "trace", or after one of the passes."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from retrograde.compiler.errors import ShapeError
 from retrograde.compiler.inspect.loops import loop_lines, product_cost
+from retrograde.compiler.inspect.traffic import apart, traffic
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph
@@ -56,6 +57,7 @@ def report(
     sections = [
         _passes(stages),
         _steps(schedule, final, plan),
+        _moved(final, plan),
         loop_lines(final, plan),
         _ragged(schedule, plan, ran or {}),
         _memory(program, plan),
@@ -101,6 +103,31 @@ def _steps(schedule: Schedule, graph: Graph, plan: MemoryPlan | None) -> list[st
     operations = dims.evaluate(total, sizes)
     share = dims.evaluate(products, sizes) / max(1, operations)
     lines.append(f"work: {_count(operations)} operations, {share:.0%} in matrix products")
+    return lines
+
+
+def _moved(graph: Graph, plan: MemoryPlan | None) -> list[str]:
+    """The bytes that go through memory, fused or not, and why the rest of them does."""
+    if plan is None:
+        return []
+    sizes = {**plan.sizes, **plan.plan_sizes}
+    found = traffic(graph).at(sizes)
+    assert isinstance(found.unfused, int) and isinstance(found.fused, int)
+    saved = 1 - found.fused / max(1, found.unfused)
+    lines = [
+        f"moved: {_bytes(found.fused)} read and written, {saved:.0%} less than the "
+        f"{_bytes(found.unfused)} of single ops"
+    ]
+    rows = apart(graph, sizes)
+    if rows:
+        lines.append(f"not fused: {sum(row.count for row in rows)} arrays between two steps")
+    for row in rows[:LARGEST]:
+        maker, reader = row.places
+        place = maker if maker == reader else f"{maker} to {reader}"
+        line = f"  {row.count} x {row.reason}: {_bytes(row.bytes)}, the largest at {place}"
+        lines.append(line if maker and reader else line.partition(", the largest")[0])
+    if len(rows) > LARGEST:
+        lines.append(f"  and {len(rows) - LARGEST} more reasons")
     return lines
 
 

@@ -26,6 +26,7 @@ from retrograde.compiler.passes.attention import tiled_if_asked
 from retrograde.compiler.passes.cross_entropy import chunked_if_asked
 from retrograde.compiler.passes.expand import Expand
 from retrograde.compiler.passes.notices import notice_unguarded_selects
+from retrograde.compiler.passes.shifts import without_shift_gradients
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Backward:
     def __call__(self, graph: Graph) -> Graph:
         if not self.in_loop:
             graph = chunked_if_asked(graph)
-        graph = Expand(differentiable=True)(tiled_if_asked(graph))
+        graph = without_shift_gradients(tiled_if_asked(graph))
+        graph = Expand(differentiable=True)(graph)
         for i in (*self.of,):
             if not graph.outputs[i].dtype.is_float:
                 raise UnsupportedError(f"output {i} ({graph.outputs[i].type}) is not a float")

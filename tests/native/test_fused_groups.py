@@ -251,6 +251,32 @@ def test_a_sum_may_lie_where_an_operand_lay() -> None:
     np.testing.assert_allclose(compiled(bias, x), np.tanh(x + 2 * bias).sum(0), rtol=1e-12)
 
 
+def test_sums_of_each_turn_of_a_loop() -> None:
+    """They are written to their place in what is stacked."""
+
+    def turns(h: Any, xs: Any, w: Any) -> Any:
+        def body(h: Any, x: Any) -> Any:
+            y = rnp.tanh(h + x * w)
+            return y, (y.sum(0), (y * y).sum(), y.sum(0, keepdims=True))
+
+        return rg.scan(body, h, xs)
+
+    def loss(h: Any, xs: Any, w: Any) -> Any:
+        return sum(rnp.sum(out * out) for out in rg.tree.leaves(turns(h, xs, w)))
+
+    specs = rg.spec("f64", "B", 33), rg.spec("f64", "T", "B", 33), rg.spec("f64", 33)
+    rng = np.random.default_rng(1)
+    arguments = [rng.normal(size=s) for s in ((2 * ROWS + 6, 33), (5, 2 * ROWS + 6, 33), (33,))]
+    for f in (turns, rg.value_and_grad(loss, argnums=(0, 1, 2))):
+        one, two, oracle = (
+            rg.tree.leaves(rg.compile(f, *specs, backend=b, threads=t)(*arguments))
+            for b, t in (("native", 1), ("native", 2), ("numpy", 1))
+        )
+        for a, b, c in zip(one, two, oracle, strict=True):
+            assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+            np.testing.assert_allclose(a, c, rtol=1e-10, atol=1e-12)
+
+
 # --- gathers
 
 
