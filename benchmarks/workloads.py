@@ -67,7 +67,7 @@ def _kernel(name: str, problem: KernelProblem, *targets: Target, jax: bool = Tru
 
 
 def _attention(length: int, *targets: Target) -> Workload:
-    # The score matrix of JAX has 4 GiB at 8192 steps, several times over.
+    # The score matrix of JAX has 1 GiB at 8192 steps, several times over.
     return _kernel(f"attention-{length}", AttentionProblem(length), *targets, jax=length <= 4096)
 
 
