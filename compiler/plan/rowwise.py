@@ -158,6 +158,7 @@ class _Turn:
         self.strides: dict[Storage, Dim] = {mask.storage: mask.strides[0]}
         units = list(_units(loop))
         made = {v.storage for unit in units for v in unit.results}
+        self.made = made
         self.own = made - {v.storage for unit in units if unit.created for v in unit.results}
         known = 0
         while known != len(self.strides):
@@ -223,6 +224,8 @@ class _Turn:
         held = self.strides
         rowed = [i for i, v in enumerate(views) if isinstance(v, View) and v.storage in held]
         if not rowed:
+            if not same(self.first, 0) and any(map(self._moves, unit.operands)):
+                raise _Crossing  # each thread would write it for a turn of its own
             return list(unit.operands), list(unit.results), None
         lane, inner = self._lane(unit, views, rowed)
         chosen = dict(unit.lanes[lane].axes)
@@ -245,6 +248,10 @@ class _Turn:
                 raise _Crossing
             out.append(view)
         return out[:first], [v for v in out[first:] if isinstance(v, View)], (lane, inner)
+
+    def _moves(self, x: Operand) -> bool:
+        """Whether an operand may differ from turn to turn."""
+        return isinstance(x, Turn) or (isinstance(x, View) and x.storage in self.made)
 
     def _rows(self, view: View, axis: int, inner: Dim) -> View:
         """The rows from the first on."""
@@ -271,7 +278,9 @@ class _Turn:
         return new, place  # type: ignore[return-value]
 
     def _slice(self, pair: tuple[View, View]) -> tuple[View, View]:
-        (new,), (place,), _ = self._cut(_taken(pair))
+        (new,), (place,), cut = self._cut(_taken(pair))
+        if cut is None and not same(self.first, 0):
+            raise _Crossing
         assert isinstance(new, View)
         return new, place
 

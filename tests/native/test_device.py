@@ -231,3 +231,24 @@ def test_state_that_a_step_writes_and_never_reads() -> None:
     assert found.keys() == wanted.keys()
     for name in found:
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_with_rows_of_their_own_share_nothing_that_moves(threads: int) -> None:
+    """A slice of a turn that has no rows is written by one thread while another is turns behind."""
+
+    def f(h: Any, xs: Any, ws: Any) -> Any:
+        def body(h: Any, turn: Any) -> Any:
+            x, w = turn
+            return (rnp.tanh(h + x * rnp.reshape(w, (1, -1))),) * 2
+
+        return rg.scan(body, h, (xs, ws))
+
+    specs = rg.spec("f64", "B", 33), rg.spec("f64", "T", "B", 33), rg.spec("f64", "T", 33)
+    rng = np.random.default_rng(0)
+    arguments = [rng.normal(size=s) for s in ((71, 33), (40, 71, 33), (40, 33))]
+    one, many = (rg.compile(f, *specs, backend="native", threads=n) for n in (1, threads))
+    assert "rt.split" not in many.source()
+    wanted = [np.asarray(x).tobytes() for x in one(*arguments)]
+    for _ in range(5):
+        assert [np.asarray(x).tobytes() for x in many(*arguments)] == wanted
