@@ -110,8 +110,9 @@ _TILED: ContextVar[TileAttention | None] = ContextVar("retrograde_tiled_attentio
 
 @contextmanager
 def tiled(transform: TileAttention | None = None) -> Iterator[TileAttention]:
-    """Inside, what is differentiated is rewritten by `transform` first."""
-    transform = transform or TileAttention()
+    """Inside, what is differentiated is rewritten by `transform` first; by default, by what is
+    asked for around."""
+    transform = transform or _TILED.get() or TileAttention()
     token = _TILED.set(transform)
     try:
         yield transform

@@ -164,8 +164,9 @@ _CHUNKED: ContextVar[ChunkHeads | None] = ContextVar("retrograde_chunked_heads",
 
 @contextmanager
 def chunked(transform: ChunkHeads | None = None) -> Iterator[ChunkHeads]:
-    """Inside, the heads of what is differentiated are rewritten by `transform` first."""
-    transform = transform or ChunkHeads()
+    """Inside, the heads of what is differentiated are rewritten by `transform` first; by default,
+    by what is asked for around."""
+    transform = transform or _CHUNKED.get() or ChunkHeads()
     token = _CHUNKED.set(transform)
     try:
         yield transform
