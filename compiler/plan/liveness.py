@@ -81,7 +81,8 @@ def _keep_apart(liveness: Liveness, loop: LoopStep, life: Life) -> None:
     """Threads that share out the rows of a loop do not wait for each other: while one writes its
     rows of a buffer, another may be at any other step, so none may lie where another one does."""
     for step in walk_all(loop.body):
-        for view in writes(step):
+        slices = [place for _, place in step.slices] if isinstance(step, LoopStep) else []
+        for view in (*writes(step), *slices):
             _extend(liveness.lives, liveness.home(view.storage), life)
 
 

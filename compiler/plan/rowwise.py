@@ -146,6 +146,7 @@ class _Unit(NamedTuple):
     results: tuple[View, ...]
     lanes: list[Lane]
     created: bool = False  # made for the whole batch, of nothing that has rows
+    once: bool = True  # whether each element of the results is written once, and not added to
 
 
 class _Turn:
@@ -224,8 +225,8 @@ class _Turn:
         held = self.strides
         rowed = [i for i, v in enumerate(views) if isinstance(v, View) and v.storage in held]
         if not rowed:
-            if not same(self.first, 0) and any(map(self._moves, unit.operands)):
-                raise _Crossing  # each thread would write it for a turn of its own
+            if not same(self.first, 0) and not self._repeatable(unit):
+                raise _Crossing
             return list(unit.operands), list(unit.results), None
         lane, inner = self._lane(unit, views, rowed)
         chosen = dict(unit.lanes[lane].axes)
@@ -248,6 +249,11 @@ class _Turn:
                 raise _Crossing
             out.append(view)
         return out[:first], [v for v in out[first:] if isinstance(v, View)], (lane, inner)
+
+    def _repeatable(self, unit: _Unit) -> bool:
+        """Whether all threads may do it, each at a time of its own, while others read what it
+        writes: the same values in every turn, without others on the way to them."""
+        return unit.once and not any(map(self._moves, unit.operands))
 
     def _moves(self, x: Operand) -> bool:
         """Whether an operand may differ from turn to turn."""
@@ -310,6 +316,8 @@ class _Turn:
             assert isinstance(left, View) and isinstance(right, View)
             return replace(step, operands=(left, right), results=(results[0],))
         if isinstance(step, OpStep):
+            if step.scratch and not same(self.first, 0):
+                raise _Crossing  # all threads would work in the same memory
             return replace(step, operands=tuple(operands), results=tuple(results))
         assert isinstance(step, FusedStep)
         lane, inner = cut
@@ -368,8 +376,10 @@ def _unit(step: Step) -> _Unit:
         return _copied((step.operand, step.result))
     if not isinstance(step, (MatmulStep, OpStep, FusedStep)):
         raise _Crossing
-    created = isinstance(step, OpStep) and step.node.op.kind in (Kind.CREATE, Kind.RANDOM)
-    return _Unit(tuple(step.operands), tuple(step.results), lanes(step), created)
+    kind = step.node.op.kind if isinstance(step, OpStep) else None
+    created = kind in (Kind.CREATE, Kind.RANDOM)
+    once = created or kind is Kind.ELEMENTWISE
+    return _Unit(tuple(step.operands), tuple(step.results), lanes(step), created, once)
 
 
 def _copied(pair: tuple[Operand, View]) -> _Unit:
@@ -386,5 +396,3 @@ def _put(pair: tuple[Operand, View]) -> _Unit:
     if not isinstance(new, View):
         return _Unit((new,), (place,), [])
     return _Unit((new,), (place,), shifted(place, new, stacked=1))
-
-
