@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from retrograde.compiler.ir import dims, dtypes
-from retrograde.compiler.ir.graph import Graph, Node, Value
+from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
 from retrograde.compiler.ops.attention import scale_of
 from retrograde.compiler.ops.contract import free_axes
 from retrograde.compiler.passes.attention_masks import MaskReader, Predicates, constant_of
@@ -96,9 +96,16 @@ class Matcher:
         node = self.producers.get(v)
         return node if node is not None and node.op.name in names else None
 
-    def _through(self, v: Value) -> Value:
-        """Past what only shapes, stretches or marks a value."""
-        while (node := self._by(v, "reshape", "broadcast_to", "stop_gradient")) is not None:
+    def _through(self, v: Value, scores: Value) -> Value | None:
+        """Past what only shapes, stretches or marks a number for each row of `scores`; None where
+        it meets others than that row's, as [T] beside [T, T] does."""
+        rows, moves = (*scores.shape[:-1], 1), ("broadcast_to", "stop_gradient")
+        while (node := self._by(v, *moves)) is not None and not same_shape(v.shape, rows):
+            self.inside.add(node)
+            v = node.inputs[0]
+        if not same_shape(v.shape, rows):
+            return None
+        while (node := self._by(v, "reshape", "stop_gradient")) is not None:
             self.inside.add(node)
             v = node.inputs[0]
         return v
@@ -150,15 +157,16 @@ class Matcher:
             self.inside.add(node)
             return (node.inputs[0], "zeros") if node.attrs["axis"] == last else None
         e, total = node.inputs
-        exp = self._by(e, "exp")
-        summed = self._by(self._through(total), "sum")
+        exp, below = self._by(e, "exp"), self._through(total, e)
+        summed = None if below is None else self._by(below, "sum")
         if exp is None or summed is None or summed.inputs[0] is not e:
             return None
         if summed.attrs["axes"] != (last,):
             return None
         self.inside |= {node, exp, summed}
         less = self._by(exp.inputs[0], "sub")
-        top = self._by(self._through(less.inputs[1]), "max") if less else None
+        by = self._through(less.inputs[1], less.inputs[0]) if less else None
+        top = None if by is None else self._by(by, "max")
         if less is None or top is None or top.inputs[0] is not less.inputs[0]:
             raise Refused("exp is not taken of what is left of the largest score")
         if top.attrs["axes"] != (last,):

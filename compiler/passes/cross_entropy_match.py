@@ -23,6 +23,7 @@ _NEXT = {
     ("logits", "max"): "top", ("shifted", "exp"): "weights", ("weights", "sum"): "total",
     ("total", "log"): "level",
 }  # fmt: skip
+_ROWS = frozenset({"top", "total", "level"})  # forms with a number for each row
 
 
 class Refused(Exception):
@@ -135,10 +136,14 @@ class Matcher:
         return len(shape) > 0 and dims.same(shape[-1], self.head.classes)
 
     def _vector(self, v: Value) -> Value | None:
-        """What is one number for each class, from before it was given more axes."""
+        """What is one number for each class, from before it was given more axes in front."""
+        classes = self.head.classes
         while v.type.ndim > 1 and (node := self._by(v, "reshape", "broadcast_to")) is not None:
+            alone = all(dims.same(d, 1) for d in v.shape[:-1])
+            if not dims.same(v.shape[-1], classes) or (node.op.name == "reshape" and not alone):
+                return None
             v = node.inputs[0]
-        fits = v.type.ndim == 1 and dims.same(v.shape[0], self.head.classes)
+        fits = v.type.ndim == 1 and dims.same(v.shape[0], classes)
         return v if fits and not dims.same(v.shape[0], 1) else None
 
     def _row_mask(self, node: Node, v: Value) -> Value | None:
@@ -182,21 +187,40 @@ class Matcher:
             self._go(node, "logs")
         elif name == "sub":
             self._less(node)
-        elif name == "add" and {self.forms.get(x) for x in node.inputs} == {"top", "level"}:
+        elif name == "add" and self._levelled(node):
             self.head.ends[node] = End("lse")
 
     def _moves(self, node: Node, form: str) -> bool:
         """Whether a node only gives a form another shape, or marks it."""
-        name = node.op.name
+        name, x = node.op.name, node.inputs[0]
         if name == "reshape":
-            return form in ("top", "total", "level") or self._keeps_classes(node)
+            return self._by_row(x) if form in _ROWS else self._keeps_classes(node)
         if name == "broadcast_to":
-            return form in ("top", "total", "level")
+            return form in _ROWS and self._met(x, node.output)
         return name == "stop_gradient" and form == "top"
+
+    def _by_row(self, v: Value) -> bool:
+        """Whether a form of rows has one number for each, in their order."""
+        return dims.same(v.type.size, self.head.rows)
+
+    def _levelled(self, node: Node) -> bool:
+        """Whether a sum is the level of each row above zero."""
+        forms = {self.forms.get(x) for x in node.inputs}
+        return forms == {"top", "level"} and all(map(self._by_row, (*node.inputs, node.output)))
+
+    def _met(self, rows: Value, v: Value) -> bool:
+        """Whether each row of `v` meets its own number of `rows`, as [T, 1] beside [T, T] does and
+        [T] does not."""
+        lead, last = v.shape[:-1], rows.shape[-1:]
+        return same_shape(rows.shape, (*lead, *last)) and (
+            dims.same(last[0], 1) or not self._by_row(rows)
+        )
 
     def _less(self, node: Node) -> None:
         """A difference of forms, once both are known."""
         a, b = (self.forms.get(x) for x in node.inputs)
+        if not self._met(*reversed(node.inputs)):
+            return
         if a == "logits" and b == "top":
             self._go(node, "shifted")
         elif a == "shifted" and b == "level":

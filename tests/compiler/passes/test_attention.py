@@ -318,6 +318,30 @@ def test_refusals(fn: Callable[..., Any], specs: Sequence[Any], reason: str) -> 
     assert reason in line and "test_attention.py:" in line
 
 
+def top_by_key(s: Any) -> Any:
+    e = rnp.exp(s - rnp.max(s, axis=-1))
+    return e / rnp.sum(e, axis=-1, keepdims=True)
+
+
+def sum_by_key(s: Any) -> Any:
+    e = rnp.exp(s - rnp.max(s, axis=-1, keepdims=True))
+    return e / rnp.sum(e, axis=-1)
+
+
+def stretched_by_key(s: Any) -> Any:
+    e = rnp.exp(s - rnp.max(s, axis=-1, keepdims=True))
+    return e / rnp.broadcast_to(rnp.sum(e, axis=-1), s.shape)
+
+
+@pytest.mark.parametrize("normal", [top_by_key, sum_by_key, stretched_by_key])
+def test_as_many_queries_as_keys_are_not_mistaken_for_each_other(
+    normal: Callable[[Any], Any],
+) -> None:
+    """Without keepdims the numbers of the queries stand beside the keys."""
+    dense = rg.trace(lambda q, k, v: normal(scores(q, k)) @ v, *[spec(T, 8)] * 3)
+    assert not flash(EXACT(dense))
+
+
 def test_other_types_of_numbers_are_refused() -> None:
     refusals = Refusals()
     dense = rg.trace(plain, Q4, K4, K4)

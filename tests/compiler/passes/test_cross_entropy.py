@@ -274,6 +274,45 @@ def test_refusals_say_why_and_change_nothing(name: str) -> None:
     assert "test_cross_entropy.py" in line
 
 
+def by_column(x: Any, w: Any, t: Any) -> Any:
+    shifted = (logits := x @ w) - rnp.max(logits, axis=-1)
+    logs = shifted - rnp.log(rnp.sum(rnp.exp(shifted), axis=-1, keepdims=True))
+    return -rnp.mean(logs[rnp.arange(V), t])
+
+
+def levels_by_column(x: Any, w: Any, t: Any) -> Any:
+    shifted = (logits := x @ w) - rnp.max(logits, axis=-1, keepdims=True)
+    return -rnp.mean((shifted - rnp.log(rnp.sum(rnp.exp(shifted), axis=-1)))[rnp.arange(V), t])
+
+
+def added_across(x: Any, w: Any, t: Any) -> Any:
+    top = rnp.max(logits := x @ w, axis=-1)
+    return rnp.sum(top + rnp.log(rnp.sum(rnp.exp(logits - top[:, None]), axis=-1, keepdims=True)))
+
+
+def biased_by_row(x: Any, w: Any, t: Any) -> Any:
+    return rnp.mean(rnp.logsumexp(x @ w + (rnp.arange(V) * 0.5)[:, None], axis=-1))
+
+
+def moved_away(x: Any, w: Any, t: Any) -> Any:
+    top = rnp.reshape(rnp.max(logits := x @ w, axis=-1, keepdims=True), (1, V))
+    shifted = logits - rnp.broadcast_to(top, (V, V))
+    logs = shifted - rnp.log(rnp.sum(rnp.exp(shifted), axis=-1, keepdims=True))
+    return -rnp.mean(logs[rnp.arange(V), t])
+
+
+@pytest.mark.parametrize(
+    "fn", [by_column, levels_by_column, added_across, biased_by_row, moved_away]
+)
+def test_rows_and_classes_of_one_number_are_not_mistaken_for_each_other(fn: Loss) -> None:
+    """Without keepdims the numbers of rows stand beside the classes, where there are as many."""
+    x = np.random.default_rng(5).standard_normal((V, D))
+    graph, arrays = traced(fn, x, W, np.arange(V, dtype=np.int32)[::-1])
+    made = ChunkHeads(least=2, wider=0)(graph)
+    assert heads(made) == 0
+    same(evaluate(made, arrays), evaluate(graph, arrays))
+
+
 @pytest.mark.parametrize(
     ("transform", "dtype", "reason"),
     [
