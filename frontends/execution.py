@@ -110,7 +110,7 @@ def checked_threads(threads: int | None) -> int | None:
         text = os.environ.get("RETROGRADE_THREADS", "")
         if not text:
             return None
-        if not text.isdigit():
+        if not text.isdecimal():  # isdigit takes superscripts, int does not
             raise DeviceError(f"RETROGRADE_THREADS is {text!r}: give a number of threads")
         threads = int(text)
     if threads < 1:

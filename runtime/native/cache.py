@@ -190,7 +190,7 @@ def _trusted(place: Path, stem: str, suffix: str) -> Path | None:
         return None
     try:
         wanted = json.loads(record)["sha256"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if hashlib.sha256(content).hexdigest() != wanted:
         return None

@@ -327,3 +327,9 @@ def test_clones_run_on_their_own() -> None:
     x = normal(3)
     np.testing.assert_array_equal(d(x), c(x))
     assert d._runnable().executable is not c._runnable().executable
+
+
+def test_a_number_of_threads_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETROGRADE_THREADS", "²")  # a digit, which int refuses
+    with pytest.raises(rg.errors.DeviceError, match="RETROGRADE_THREADS is '²'"):
+        rg.compile(lambda x: x, rg.spec("f32", 2))

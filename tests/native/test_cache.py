@@ -119,6 +119,7 @@ DAMAGE: list[Any] = [
     pytest.param(".json", Path.unlink, id="record missing"),
     pytest.param(".json", _truncate, id="record truncated"),
     pytest.param(".json", lambda path: path.write_text("[]"), id="record of no use"),
+    pytest.param(".json", lambda path: path.write_text("[" * 100_000), id="record deep"),
     pytest.param(".json", lambda path: path.chmod(0o660), id="record writable by group"),
     pytest.param(".json", _give_away, id="record foreign", marks=needs_root),
     pytest.param(".json", _link, id="record a link"),
