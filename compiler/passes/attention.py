@@ -20,9 +20,6 @@ where a finite number masked.  What is close and not taken is in `Refusals`, wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from retrograde.compiler.ir import dims
@@ -30,6 +27,7 @@ from retrograde.compiler.ir.builder import Builder
 from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.graph import Graph, Node, Origin, Value
 from retrograde.compiler.ir.location import where
+from retrograde.compiler.passes.asked import Asked
 from retrograde.compiler.passes.attention_emit import Emitter
 from retrograde.compiler.passes.attention_match import Match, Matcher, Refused
 from retrograde.compiler.passes.dce import DCE
@@ -105,22 +103,5 @@ class TileAttention:
             raise Refused(f"{heads} heads of queries share {shared} of keys: give static numbers")
 
 
-_TILED: ContextVar[TileAttention | None] = ContextVar("retrograde_tiled_attention", default=None)
-
-
-@contextmanager
-def tiled(transform: TileAttention | None = None) -> Iterator[TileAttention]:
-    """Inside, what is differentiated is rewritten by `transform` first; by default, by what is
-    asked for around."""
-    transform = transform or _TILED.get() or TileAttention()
-    token = _TILED.set(transform)
-    try:
-        yield transform
-    finally:
-        _TILED.reset(token)
-
-
-def tiled_if_asked(graph: Graph) -> Graph:
-    """What `Backward` differentiates in the place of `graph`."""
-    transform = _TILED.get()
-    return graph if transform is None else transform(graph)
+_TILED = Asked("retrograde_tiled_attention", TileAttention)
+tiled, tiled_if_asked = _TILED.around, _TILED.applied

@@ -17,15 +17,14 @@ reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from retrograde.compiler.ir.builder import Builder
 from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.graph import Graph, Node, Origin, Value
 from retrograde.compiler.ir.location import where
+from retrograde.compiler.passes.asked import Asked
 from retrograde.compiler.passes.cross_entropy_emit import Emitter
 from retrograde.compiler.passes.cross_entropy_match import Head, Matcher, Refused, is_product
 from retrograde.compiler.passes.cross_entropy_peel import peeled
@@ -159,22 +158,5 @@ class _Rewriting:
                 self.add(node)
 
 
-_CHUNKED: ContextVar[ChunkHeads | None] = ContextVar("retrograde_chunked_heads", default=None)
-
-
-@contextmanager
-def chunked(transform: ChunkHeads | None = None) -> Iterator[ChunkHeads]:
-    """Inside, the heads of what is differentiated are rewritten by `transform` first; by default,
-    by what is asked for around."""
-    transform = transform or _CHUNKED.get() or ChunkHeads()
-    token = _CHUNKED.set(transform)
-    try:
-        yield transform
-    finally:
-        _CHUNKED.reset(token)
-
-
-def chunked_if_asked(graph: Graph) -> Graph:
-    """What `Backward` differentiates in the place of `graph`."""
-    transform = _CHUNKED.get()
-    return graph if transform is None else transform(graph)
+_CHUNKED = Asked("retrograde_chunked_heads", ChunkHeads)
+chunked, chunked_if_asked = _CHUNKED.around, _CHUNKED.applied
