@@ -75,7 +75,8 @@ PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS, *END)  # but for what depends o
 class Options:
     """How to compile.  `at`: the sizes the plan is made for.  `budget`: the most bytes that the
     arena may have.  `poison` overwrites dead buffers,
-    `native` compiles kernels, of which `threads` may run at once; `heads` computes the loss of wide
+    `native` compiles kernels, of which `threads` may run at once; `blas` are the dtypes whose
+    products a BLAS computes there; `heads` computes the loss of wide
     heads without their logits (what is differentiated: under `chunked()` of passes.cross_entropy);
     `reuse=False` gives every buffer its own place: two ways to find faults of the plan."""
 
@@ -84,6 +85,7 @@ class Options:
     native: bool = False
     heads: bool = False
     threads: int = 1
+    blas: tuple[str, ...] = ()
     poison: bool = False
     reuse: bool = True
     verify: bool = False
@@ -96,6 +98,7 @@ class Options:
         budget: int | None = None,
         native: bool = False,
         threads: int = 1,
+        blas: tuple[str, ...] = (),
     ) -> Options:
         """The options that the RETROGRADE_ variables ask for."""
         return cls(
@@ -104,6 +107,7 @@ class Options:
             native=native,
             heads=native,
             threads=threads,
+            blas=blas,
             poison=_flag("POISON"),
             reuse=not _flag("NO_REUSE"),
             verify=_flag("VERIFY"),
@@ -249,7 +253,9 @@ def _recipe(
     order = Order(sizes, given=None if decided is None else iter(decided.orders))
     last |= _staged(graph, (("order", order),), options)
     graph = last["order"]
-    planned = plan_program(graph, sizes, options.reuse, options.threads, options.native, decided)
+    planned = plan_program(
+        graph, sizes, options.reuse, options.threads, options.native, decided, options.blas
+    )
     own = dict.fromkeys(s for loop in loops for s in (loop.segment, loop.slots) if s)
     own |= dict.fromkeys(part.name for part in runs)
     everything = (*symbols, *(dims.symbols(dims.dim(s))[0] for s in own))

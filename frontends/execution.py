@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from retrograde.compiler.passes.attention import tiled
 from retrograde.compiler.passes.cross_entropy import chunked
 from retrograde.compiler.pipeline import CompiledRecipe, Options, compile_graph
 from retrograde.compiler.plan.decided import Decided
+from retrograde.runtime.blas_threads import limited
 from retrograde.runtime.device import default_name, get_device
 from retrograde.runtime.executable import Executable
 from retrograde.specs import size_of
@@ -51,7 +51,9 @@ class Runnable:
 
     def run(self, arrays: Sequence[Array], sizes: Mapping[str, int]) -> list[Array]:
         """The outputs that are not state, as fresh arrays."""
-        with _limited(self.threads):
+        shared = self.executable.device.name != "native"  # whose kernels have threads of their own
+        limits = nullcontext() if self.threads is None or not shared else limited(self.threads)
+        with limits:
             return self.executable.run(arrays, sizes)
 
     def clone(self) -> Runnable:
@@ -66,14 +68,20 @@ def runnable(
     threads: int | None = None,
     budget: int | None = None,
     decided: Sequence[Decided] = (),
+    blas: tuple[str, ...] | None = None,
 ) -> Runnable:
-    """Compiles `graph` for a device, with what is `decided` already.  Raises DeviceError for one
-    that is not there, BudgetError for a budget that cannot be met at the sizes of `at`."""
+    """Compiles `graph` for a device, with what is `decided` already; `blas`: the dtypes whose
+    products a BLAS computes on the native device, where that is known.
+
+    Raises DeviceError for a device that is not there, BudgetError for a budget that cannot be met
+    at the sizes of `at`."""
     backend = checked_backend(backend)
     threads = checked_threads(threads)
-    device = get_device(backend, threads)
+    device = get_device(backend, threads, blas)
     native = device.name == "native"
-    options = Options.from_environment(at, budget, native, device.threads if native else 1)
+    options = Options.from_environment(
+        at, budget, native, device.threads if native else 1, device.blas
+    )
     compiled = compile_graph(graph, options, decided)
     executable = Executable(compiled.program, device, poison=options.poison)
     return Runnable(executable, compiled.recipes, threads)
@@ -158,17 +166,3 @@ def refuse_unbuilt(precision: Any) -> None:
             f"{where()}precision={precision!r}: mixed precision is not in this release. Leave it "
             "out: the dtypes are those that the model is written in"
         )
-
-
-def _limited(threads: int | None) -> AbstractContextManager[Any]:
-    if threads is None:
-        return nullcontext()
-    limits: AbstractContextManager[Any] = _controller().limit(limits=threads, user_api="blas")
-    return limits
-
-
-@cache
-def _controller() -> Any:
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
-
-    return ThreadpoolController()

@@ -66,7 +66,10 @@ class Loaded(Compiled):
         self._budget = checked_budget(options["budget"], self._at, graph.symbols())
         self._backend, self._threads = options["backend"], options["threads"]
         self._result = result
-        self._run = runnable(graph, self._at, self._backend, self._threads, self._budget, decided)
+        self._run = runnable(
+            graph, self._at, self._backend, self._threads, self._budget, decided,
+            options.get("blas"),
+        )  # fmt: skip
         tell_drift(path, self._run, options)
 
     def __call__(self, *args: Any) -> Any:
@@ -86,8 +89,9 @@ def _loaded(
     path: Path, parts: Mapping[str, bytes], backend: str | None, threads: int | None, code: bool
 ) -> Compiled:
     program, options, graph, captured, decided = unpacked(path, parts, backend, threads)
-    if code:  # its libraries are those of a schedule for so many threads
+    if code:  # its libraries are those of a schedule for so many threads, and with these products
         options["backend"], options["threads"] = "native", options["planned"]["threads"]
+        options["blas"] = tuple(options["planned"].get("blas", ()))
     with refusing(path, "holds no valid program"):
         signature = _signature(program, graph)
     with refusing(path, "what it returns cannot be made"):

@@ -110,6 +110,8 @@ def _options(program: Any) -> dict[str, Any]:
         raise DataError("a size, a budget or a number of threads is none")
     if program["backend"] not in BACKENDS or 0 in (threads, planned["threads"]):
         raise DataError("it does not say for what it was compiled")
+    if not {"f32", "f64"}.issuperset(planned.get("blas", ())):
+        raise DataError("a BLAS computes none of its products")
     names = ("at", "budget", "backend", "threads", "planned")
     return {name: program[name] for name in names}
 

@@ -120,7 +120,10 @@ def circumstances(run: Runnable) -> dict[str, Any]:
     """What a plan depends on beside the graph."""
 
     device = run.executable.device
-    return {"version": version.__version__, "device": device.name, "threads": device.threads}
+    return {
+        "version": version.__version__, "device": device.name, "threads": device.threads,
+        "blas": list(device.blas),
+    }  # fmt: skip
 
 
 def _stored(arrays: Sequence[Array]) -> bytes:

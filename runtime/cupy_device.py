@@ -50,6 +50,7 @@ class CupyDevice:
 
     name = "cupy"
     threads = 1
+    blas: tuple[str, ...] = ()
 
     def __init__(self, module: Any = None, special: Any = None) -> None:
         if module is None:

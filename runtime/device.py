@@ -10,9 +10,12 @@ from retrograde.runtime.protocol import Device
 __all__ = ["Device", "get_device"]
 
 
-def get_device(name: str = "auto", threads: int | None = None) -> Device:
+def get_device(
+    name: str = "auto", threads: int | None = None, blas: tuple[str, ...] | None = None
+) -> Device:
     """The device called `name`: "native" or "numpy" for the CPU, "cupy" for an NVIDIA GPU, "auto"
-    for what `default_name` says.  `threads` run the kernels of the native device.
+    for what `default_name` says.  `threads` run the kernels of the native device, and a BLAS
+    computes its products of the dtypes in `blas`; it knows itself what is faster.
 
     Raises DeviceError for a name that is unknown and for a GPU that is not there."""
     if name == "auto":
@@ -22,7 +25,7 @@ def get_device(name: str = "auto", threads: int | None = None) -> Device:
     if name == "native":
         from retrograde.runtime.native.device import NativeDevice
 
-        return NativeDevice(threads)
+        return NativeDevice(threads, blas)
     if name == "cupy":
         return CupyDevice()
     raise DeviceError(f"unknown device {name!r}: use 'auto', 'native', 'numpy' or 'cupy'")

@@ -52,6 +52,7 @@ class NumpyDevice:
 
     name = "numpy"
     threads = 1
+    blas: tuple[str, ...] = ()
 
     def allocate(self, bytes: int) -> NumpyArena:
         return NumpyArena(bytes)

@@ -34,6 +34,7 @@ class Device(Protocol):
 
     name: str
     threads: int  # that run kernels; 1 where a library has its own
+    blas: tuple[str, ...]  # dtypes whose products compiled kernels leave to a BLAS
 
     def allocate(self, bytes: int) -> Any:
         """An arena of at least `bytes`, aligned to 64."""

@@ -39,7 +39,7 @@ HEAD = "static i64 @(const i64 *a, i64 lo, i64 hi, i64 part) {"
 class Share:
     """How the work of a matrix product is cut: the panels, or the blocks of a result."""
 
-    what: str  # "panels" or "blocks"
+    what: str  # "panels", "blocks", or "products" of a BLAS
     dtype: DType
     batch: Dim
     rows: Dim

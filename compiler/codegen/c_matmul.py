@@ -67,6 +67,37 @@ def matmul_function(step: MatmulStep) -> Function:
     return _function(text, size, (left, step.panels, out), share)
 
 
+def blas_function(step: MatmulStep) -> Function:
+    """The product by a BLAS, whose address is an argument; an item is a tile of the result."""
+    left, right = step.operands
+    (out,) = step.results
+    kind, size = left.dtype.name, Extents()
+    lead = out.shape[:-2]
+    left = left.broadcast((*lead, *left.shape[-2:]))
+    right = right.broadcast((*lead, *right.shape[-2:]))
+    m, k = left.shape[-2:]
+    n = out.shape[-1]
+    batch, offsets = _batched(size, [left, right, out])
+    text = "\n".join([
+        f"  const {kind} *const x = (void *)a[0], *const w = (void *)a[1];",
+        f"  {kind} *const y = (void *)a[2];",
+        "  const i64 blas = a[3], wide = a[4], rb = a[5], cb = a[6];",
+        f"  const i64 m = {size(m)}, k = {size(k)}, n = {size(n)};",
+        f"  const i64 sy = {size(out.strides[-2])}, sx = {size(left.strides[-2])}, "
+        f"sw = {size(right.strides[-1])};",
+        "  const i64 down = (m + rb - 1) / rb, across = (n + cb - 1) / cb;",
+        "  for (i64 t = lo; t < hi; t++) {",
+        "    const i64 p = t % across * cb, r = t / across % down * rb, q = t / across / down;",
+        *batch,
+        f"    rg_blas_{kind}(blas, wide, y{offsets[2]} + r * sy + p, sy, x{offsets[0]} + r * sx, "
+        f"sx, {size(left.strides[-1])}, w{offsets[1]} + p * sw, {size(right.strides[-2])}, sw, "
+        "rg_min(rb, m - r), rg_min(cb, n - p), k);",
+        "  }",
+    ])  # fmt: skip
+    share = Share("products", left.dtype, dims.product(lead), m, n)
+    return _function(text, size, (left, right, out), share)
+
+
 def _shared_panels(step: MatmulStep) -> bool:
     """Whether all of a batch are multiplied by one matrix."""
     return len(step.operands[1].shape) == 2
@@ -97,8 +128,11 @@ def _batched(size: Extents, views: list[View]) -> tuple[list[str], list[str]]:
     return lines, offsets
 
 
+_CUT = {"panels": 0, "blocks": 2, "products": 4}  # arguments between the places and the sizes
+
+
 def _function(text: str, size: Extents, places: tuple[View, ...], share: Share) -> Function:
-    first = len(places) + (2 if share.what == "blocks" else 0)
+    first = len(places) + _CUT[share.what]
     sizes = [f"  const i64 n{i} = a[{first + i}];" for i in range(len(size.open))]
     body = "\n".join([HEAD, *sizes, text, "  return RG_OK;", "}"])
     return Function(body, places, tuple(size.open), 0, share=share)

@@ -84,6 +84,7 @@ class Kernels:
         kinds: dict[str, list[int]] = {"gemm": [], "attention": [], "ce": [], "": []}
         for text, number in self.numbers.items():
             kind = next((k for k in kinds if k and f"rg_{k}_" in text), "")
+            kind = "gemm" if "rg_blas_" in text else kind
             kinds[kind].append(number)
         rows = kinds.pop("")
         files = [(kind, numbers) for kind, numbers in kinds.items() if numbers]
@@ -94,6 +95,8 @@ class Kernels:
     def _file(self, kind: str, numbers: Sequence[int], texts: Mapping[int, str]) -> KernelFile:
         """A file; those of attention and of heads tell no places, so that models share them."""
         parts = SPECIAL.get(kind, PARTS)
+        if any("rg_blas_" in texts[number] for number in numbers):
+            parts = (*parts, "blas")
         pieces = [SHARED if kind in ("gemm", "ce") else "", *map(part, parts), MARK]
         for place, number in enumerate(numbers):
             heading = self._heading(number) + "\n" if kind not in SPECIAL else ""

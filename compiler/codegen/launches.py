@@ -14,7 +14,7 @@ from retrograde.compiler.codegen.c_attention import attention_functions, gradien
 from retrograde.compiler.codegen.c_copy import copy_function
 from retrograde.compiler.codegen.c_cross_entropy import head_functions
 from retrograde.compiler.codegen.c_index import check_function, gather_function, scatter_function
-from retrograde.compiler.codegen.c_matmul import matmul_function, pack_function
+from retrograde.compiler.codegen.c_matmul import blas_function, matmul_function, pack_function
 from retrograde.compiler.codegen.c_random import bits_function, fold_function
 from retrograde.compiler.codegen.c_reduce import empty_function, reduce_function, total_functions
 from retrograde.compiler.codegen.c_run import place_function, run_function
@@ -63,6 +63,8 @@ def launches(step: Step) -> list[Launch] | None:
     if isinstance(step, MatmulStep):
         if step.panels is not None:
             return [Launch(matmul_function(step))]
+        if step.blas:
+            return [Launch(blas_function(step))]
         return [Launch(row_function(column_kernel(step)))]
     if not isinstance(step, OpStep):
         return None

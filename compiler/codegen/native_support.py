@@ -19,6 +19,7 @@ from retrograde.compiler.plan.revolve import checkpoints
 
 FEW = 2  # rows a thread, below which it is better to share out launches
 SMALL = 1 << 18  # bytes of all buffers, below which one thread runs a program
+TILE, SMALLEST, TILES = 256, 64, 8  # of a BLAS: most and fewest rows or columns, how many to share
 ROWS = 64  # of a block of a product: its part of the left operand stays in cache
 
 _EMPTY = 2  # a fault of kernels: an extreme of no elements
@@ -32,6 +33,7 @@ class NativeMemory(Memory, Protocol):
     address: int
     threads: int
     panels: dict[str, int]  # the columns of a panel, by dtype
+    blas: dict[str, tuple[int, int]]  # the address of a product, and whether its sizes have 64 bits
 
     def sequence(self, code: Table, arguments: Table, movers: Table) -> BoundList:
         """What runs a list; raises `fault` errors through its own."""
@@ -183,6 +185,27 @@ class NativeSupport(Support):
             run = -(-across // threads)
         items = batch * -(-rows // block) * -(-across // run)
         return kernel, items, 1, (*places, block, run, *sizes)
+
+    def products(
+        self, kernel: int, dtype: str, batch: int, rows: int, columns: int,
+        places: tuple[int, ...], sizes: tuple[int, ...],
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """The launch of a product by a BLAS.  Its bits depend on the tile that an element is in, so
+        tiles follow from the sizes alone."""
+        found = self._memory.blas.get(dtype, (0, 0))
+        if rows <= 0 or columns <= 0:
+            return kernel, 0, 1, (*places, *found, 1, 1, *sizes)
+        down, across = -(-rows // TILE), -(-columns // TILE)
+        while batch * down * across < TILES:
+            if max(rows // down, columns // across) < 2 * SMALLEST:
+                break
+            if rows // down >= columns // across:
+                down *= 2
+            else:
+                across *= 2
+        height, width = -(-rows // (8 * down)) * 8, -(-columns // (8 * across)) * 8
+        items = batch * -(-rows // height) * -(-columns // width)
+        return kernel, items, 1, (*places, *found, height, width, *sizes)
 
     def poisoned(self, kernel: int, at: Sequence[int], buffer: int) -> tuple[Any, ...]:
         """The launch that overwrites a dead buffer."""

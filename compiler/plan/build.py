@@ -6,7 +6,7 @@ other size offsets are evaluated, not searched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from retrograde.compiler.ir import dims
@@ -46,10 +46,11 @@ def plan_program(
     threads: int = 1,
     native: bool = False,
     decided: Decided | None = None,
+    blas: Collection[str] = (),
 ) -> Planned:
     """Lowers `graph` in its order and places its buffers at the reference `sizes`, as `decided`
     if that is about the same buffers."""
-    schedule, liveness = analyse(lower(graph, threads, native), inplace)
+    schedule, liveness = analyse(lower(graph, threads, native, blas), inplace)
     state = [v.storage for v in schedule.inputs if v.storage.kind == "state"]
     transient = [s for s in liveness.buffers() if s.kind != "state"]
     storages = [*state, *transient]

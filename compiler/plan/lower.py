@@ -9,7 +9,7 @@ attention cost no copy.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from retrograde.compiler.ir import dims
@@ -55,16 +55,21 @@ _TOTALS = frozenset({"sum", "prod", "max", "min"})
 PANEL = 32  # columns: a multiple of those of a panel on every machine
 
 
-def lower(graph: Graph, threads: int = 1, native: bool = False) -> Schedule:
+def lower(
+    graph: Graph, threads: int = 1, native: bool = False, blas: Collection[str] = ()
+) -> Schedule:
     """The schedule of `graph`, its nodes taken in their order; `native` for compiled kernels, which
-    run fused steps row by row and multiply by packed panels."""
+    run fused steps row by row and multiply by packed panels; products of the dtypes in `blas` go to
+    a BLAS instead, but for those in loops, whose rows threads may share out."""
     donated = {i for _, i in graph.aliases}
     names = graph.input_names or ("",) * len(graph.inputs)
     inputs = tuple(
         new_view(v.type, "state" if i in donated else "input", name)
         for i, (v, name) in enumerate(zip(graph.inputs, names, strict=True))
     )
-    lowering = Lowering(threads, dict(zip(graph.inputs, inputs, strict=True)), native)
+    lowering = Lowering(
+        threads, dict(zip(graph.inputs, inputs, strict=True)), native, frozenset(blas)
+    )
     lowering.run(graph)
     for v in graph.outputs:  # constants among them have no node left that made their shape
         for (lower, upper), what in _sizes(v):
@@ -87,6 +92,7 @@ class Lowering:
     threads: int
     places: dict[Value, Operand]
     native: bool = False
+    blas: frozenset[str] = frozenset()  # dtypes; none in a sub-graph
     steps: list[Step] = field(default_factory=list)
     targets: dict[Value, View] = field(default_factory=dict)
     landed: set[Value] = field(default_factory=set)  # values that were written to their target
@@ -301,8 +307,10 @@ class Lowering:
         if not _unit_stride(matrix):  # a target in transposed order: (AB)' = B'A'
             left, right, matrix = map(_flipped_axes, (right, left, matrix))
         column = same(matrix.shape[-1], 1)  # rows times a vector: nothing to pack
-        panels = self._packed(right, node) if self.native and not column else None
-        self.steps.append(MatmulStep(node, (left, right), (matrix,), panels))
+        blas = not column and matrix.dtype.name in self.blas
+        own = self.native and not column and not blas
+        panels = self._packed(right, node) if own else None
+        self.steps.append(MatmulStep(node, (left, right), (matrix,), panels, blas))
 
     def _packed(self, matrix: View, node: Node) -> View:
         """The panels of the right operand of a product."""

@@ -45,6 +45,7 @@ class MatmulStep:
     operands: tuple[View, View]
     results: tuple[View]
     panels: View | None = None  # the right operand as a `PackStep` left it
+    blas: bool = False  # whether a BLAS computes it, from the operands as they lie
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 _LIBRARIES = ("numpy", "scipy", "ml_dtypes", "optree", "safetensors", "networkx", "graphviz")
 _VARIABLES = (
     "VERIFY", "DUMP", "POISON", "NO_REUSE", "THREADS", "CC", "CACHE_DIR", "CACHE_MB", "CONFIG",
-    "BACKEND",
+    "BACKEND", "BLAS",
 )  # fmt: skip
 
 
@@ -38,6 +38,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "cupy", _cupy()
     yield "dot", shutil.which("dot") or "not found: pictures are drawn plainly"
     yield from _compiler()
+    yield from _products()
     yield "cache", _cache()
     for name in _VARIABLES:
         value = os.environ.get(f"RETROGRADE_{name}")
@@ -123,6 +124,24 @@ def _compiler() -> Iterator[tuple[str, str]]:
     yield "compiler", found.describe()
     yield "flags", " ".join(found.flags)
     yield "vectors", found.vectors
+
+
+def _products() -> Iterator[tuple[str, str]]:
+    """Who computes the matrix products of compiled code, and why."""
+    from retrograde.compiler.errors import DeviceError
+    from retrograde.runtime.native import blas
+
+    try:
+        taken, why = blas.choice()
+    except DeviceError as error:
+        yield "products", f"refused: {error}"
+        return
+    rest = [name for name in (*blas.DTYPES, "f16", "bf16") if name not in taken]
+    who = [f"{', '.join(taken)} by BLAS but for loops"] if taken else []
+    who += [f"{', '.join(rest)} by compiled kernels"] if rest else []
+    yield "products", f"{'; '.join(who)} ({why})"
+    found, reason = blas.find()
+    yield "products blas", f"none: {reason}" if found is None else found.describe()
 
 
 def _cache() -> str:

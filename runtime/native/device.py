@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrograde.compiler.program import KernelFile
+from retrograde.runtime.native import blas as libraries
 from retrograde.runtime.native.pool import Fault, Pool, pool, table, thread_count
 from retrograde.runtime.native.toolchain import (
     find_toolchain,
@@ -70,6 +71,10 @@ class NativeMemory:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._arena, name)
 
+    @property
+    def blas(self) -> dict[str, tuple[int, int]]:
+        return libraries.products()
+
     def sequence(self, code: Table, arguments: Table, movers: Table) -> _Sequence:
         return _Sequence(self._pool, code, self._library.kernels, arguments, movers)
 
@@ -96,11 +101,15 @@ class Library:
 
 
 class NativeDevice(NumpyDevice):
-    """Runs schedules with compiled kernels on the CPU."""
+    """Runs schedules with compiled kernels on the CPU; `blas` are the dtypes whose products a BLAS
+    computes, where it is not told the faster ones (see native.blas)."""
 
     name = "native"
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(
+        self, threads: int | None = None, blas: tuple[str, ...] | None = None
+    ) -> None:
+        self.blas = libraries.dtypes() if blas is None else blas
         self._pool = pool(threads)
         self.threads = self._pool.threads
 
