@@ -7,7 +7,7 @@ shared out.
 from __future__ import annotations
 
 from retrograde.compiler.codegen.c import HEAD, Function, Share
-from retrograde.compiler.codegen.cstyle import Extents
+from retrograde.compiler.codegen.cstyle import Extents, memory_type
 from retrograde.compiler.ir import dims
 from retrograde.compiler.plan.steps import MatmulStep, PackStep
 from retrograde.compiler.plan.views import View
@@ -16,21 +16,22 @@ from retrograde.compiler.plan.views import View
 def pack_function(step: PackStep) -> Function:
     """Packs (batch…, k, n) into panels; an item is one panel."""
     view, kind, size = step.operand, step.operand.dtype.name, Extents()
+    held = step.result.dtype
     k, n = view.shape[-2:]
     batch, offsets = _batched(size, [view])
     text = "\n".join([
-        f"  const {kind} *const b = (void *)a[0];",
-        f"  {kind} *const panels = (void *)a[1];",
-        f"  const i64 k = {size(k)}, n = {size(n)}, per = (n + RG_NR_{kind} - 1) / RG_NR_{kind};",
+        f"  const {memory_type(view.dtype)} *const b = (void *)a[0];",
+        f"  {held} *const panels = (void *)a[1];",
+        f"  const i64 k = {size(k)}, n = {size(n)}, per = (n + RG_NR_{held} - 1) / RG_NR_{held};",
         "  while (lo < hi) {",
         "    const i64 q = lo / per, first = lo % per, last = rg_min(per, first + hi - lo);",
         *batch,
-        f"    rg_pack_{kind}(panels + q * per * k * RG_NR_{kind}, b{offsets[0]}, k, n, "
+        f"    rg_pack_{kind}(panels + q * per * k * RG_NR_{held}, b{offsets[0]}, k, n, "
         f"{size(view.strides[-2])}, {size(view.strides[-1])}, first, last);",
         "    lo += last - first;",
         "  }",
     ])  # fmt: skip
-    share = Share("panels", view.dtype, dims.product(view.shape[:-2]), k, n)
+    share = Share("panels", held, dims.product(view.shape[:-2]), k, n)
     return _function(text, size, (view, step.result), share)
 
 
@@ -39,7 +40,8 @@ def matmul_function(step: MatmulStep) -> Function:
     left, right = step.operands
     (out,) = step.results
     assert step.panels is not None
-    kind, size = left.dtype.name, Extents()
+    kind, held, size = left.dtype.name, step.panels.dtype, Extents()
+    memory, alone = memory_type(left.dtype), ", 0" if held is left.dtype else ""
     lead = out.shape[:-2]
     left = left.broadcast((*lead, *left.shape[-2:]))
     right = right.broadcast((*lead, *right.shape[-2:]))
@@ -47,23 +49,24 @@ def matmul_function(step: MatmulStep) -> Function:
     n = out.shape[-1]
     batch, offsets = _batched(size, [left, out])
     shared = _shared_panels(step)
-    panels = "panels" if shared else f"panels + q * per * k * RG_NR_{kind}"
+    panels = "panels" if shared else f"panels + q * per * k * RG_NR_{held}"
     text = "\n".join([
-        f"  const {kind} *const x = (void *)a[0], *const panels = (void *)a[1];",
-        f"  {kind} *const y = (void *)a[2];",
+        f"  const {memory} *const x = (void *)a[0];",
+        f"  const {held} *const panels = (void *)a[1];",
+        f"  {memory} *const y = (void *)a[2];",
         "  const i64 rb = a[3], pb = a[4];",
         f"  const i64 m = {size(m)}, k = {size(k)}, n = {size(n)};",
-        f"  const i64 per = (n + RG_NR_{kind} - 1) / RG_NR_{kind};",
+        f"  const i64 per = (n + RG_NR_{held} - 1) / RG_NR_{held};",
         "  const i64 down = (m + rb - 1) / rb, across = (per + pb - 1) / pb;",
         "  for (i64 t = lo; t < hi; t++) {",
         "    const i64 p = t % across, r = t / across % down, q = t / across / down;",
         *batch,
         f"    rg_gemm_{kind}(y{offsets[1]}, {size(out.strides[-2])}, x{offsets[0]}, "
         f"{size(left.strides[-2])}, {size(left.strides[-1])}, {panels}, k, n, "
-        "r * rb, rg_min(m, r * rb + rb), p * pb, rg_min(per, p * pb + pb), 0);",
+        f"r * rb, rg_min(m, r * rb + rb), p * pb, rg_min(per, p * pb + pb){alone});",
         "  }",
     ])  # fmt: skip
-    share = Share("blocks", left.dtype, dims.product(lead), m, n)
+    share = Share("blocks", held, dims.product(lead), m, n)
     return _function(text, size, (left, step.panels, out), share)
 
 

@@ -26,6 +26,11 @@ ATTENTION = ("base", "attention", "attention_masks", "attention_forward", "atten
 WIDTH, PLACES = 96, 4
 PARTS = ("base", "math", "gemm", "random")
 SPECIAL = {"attention": ATTENTION, "ce": (*PARTS[:3], "cross_entropy")}  # as their kernels call
+# Parts of files in which one of these is called.
+SOMETIMES = {
+    "gemm_half": ("rg_pack_f16", "rg_pack_bf16", "rg_gemm_f16", "rg_gemm_bf16"),
+    "blas": ("rg_blas_",),
+}
 _NAME = re.compile(r"^static i64 k\d+\(", re.MULTILINE)
 _NEXT = re.compile(r"\n\n(?=(?:/\*(?:(?!\*/).)*\*/\n)?static i64 k\d+\()", re.DOTALL)
 
@@ -95,8 +100,9 @@ class Kernels:
     def _file(self, kind: str, numbers: Sequence[int], texts: Mapping[int, str]) -> KernelFile:
         """A file; those of attention and of heads tell no places, so that models share them."""
         parts = SPECIAL.get(kind, PARTS)
-        if any("rg_blas_" in texts[number] for number in numbers):
-            parts = (*parts, "blas")
+        for name, calls in SOMETIMES.items():
+            if kind not in SPECIAL and any(call in texts[n] for n in numbers for call in calls):
+                parts = (*parts, name)
         pieces = [SHARED if kind in ("gemm", "ce") else "", *map(part, parts), MARK]
         for place, number in enumerate(numbers):
             heading = self._heading(number) + "\n" if kind not in SPECIAL else ""

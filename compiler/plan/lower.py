@@ -18,6 +18,7 @@ from retrograde.compiler.ir.dtypes import f32
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.ops.branch import BRANCHES
+from retrograde.compiler.ops.contract import free_axes
 from retrograde.compiler.ops.window import extent
 from retrograde.compiler.passes.spaces import gathers, sums_rows
 from retrograde.compiler.plan import flash
@@ -117,7 +118,7 @@ class Lowering:
             self._view(node)
         elif name == "concatenate":
             self._concatenate(node)
-        elif name == "dot_general" and node.output.dtype.is_float and node.output.dtype.bytes > 2:
+        elif name == "dot_general" and self._multiplies(node):
             self._matmul(node)
         elif name == "fused":
             summed = {
@@ -279,8 +280,20 @@ class Lowering:
                 self.steps.append(CopyStep(self.places[v], part, "concatenation", node))
             start = start + v.shape[axis]
 
+    def _multiplies(self, node: Node) -> bool:
+        """Whether a contraction is done as a matrix product.  Of f16 and bf16 by kernels alone, and
+        not where it is a vector's: there would be more to pack than to multiply."""
+        dtype = node.output.dtype
+        if not dtype.is_float or dtype.bytes > 2:
+            return dtype.is_float
+        (lc, rc), (lb, rb) = node.attrs["contract"], node.attrs["batch"]
+        left, right = node.inputs
+        rows = dims.product(left.shape[i] for i in free_axes(len(left.shape), lc, lb))
+        columns = dims.product(right.shape[i] for i in free_axes(len(right.shape), rc, rb))
+        return self.native and not (same(rows, 1) or same(columns, 1))
+
     def _matmul(self, node: Node) -> None:
-        if self._inner_product(node):
+        if node.output.dtype.bytes > 2 and self._inner_product(node):
             return
         operands: list[View] = []
         for wanted in matrices(node, [self.view_of(v, node) for v in node.inputs]):
@@ -316,7 +329,8 @@ class Lowering:
         """The panels of the right operand of a product."""
         k, n = matrix.shape[-2:]
         elements = dims.product(matrix.shape[:-2]) * k * dims.align(n, PANEL)
-        panels = scratch(elements, matrix.dtype, node.place)
+        dtype = f32 if matrix.dtype.bytes == 2 else matrix.dtype
+        panels = scratch(elements, dtype, node.place)
         self.steps.append(PackStep(node, matrix, panels))
         return panels
 

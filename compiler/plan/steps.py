@@ -51,7 +51,7 @@ class MatmulStep:
 @dataclass(frozen=True, eq=False)
 class PackStep:
     """Puts the matrices of `operand`, (batch…, k, n), into panels of some columns each, one row
-    after the other, as a product reads them."""
+    after the other, as a product reads them: f16 and bf16 in f32."""
 
     node: Node
     operand: View
