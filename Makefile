@@ -3,6 +3,7 @@
 #
 #   make train    train the default language model       make lint     ruff and the import rules
 #   make test     lint, types and the test suite         make types    mypy --strict
+#   make test-native    the tests that name no device, on the native one
 #   make peers    install torch for the tests in tests/peers (also: make test PEERS=1)
 #   make bench    every workload beside its peers        make fuzz     the property tests, for longer
 #   make docs     the generated pages, and what the blocks of all pages print
@@ -18,11 +19,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 # Of the `peers` extra in pyproject.toml only torch, at the version pinned there: no test needs jax,
 # which the benchmarks have in an environment of its own.
+ANY_DEVICE := tests/frontends tests/training tests/runtime
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 JAX := $(shell sed -n 's/.*"\(jax>=[^"]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: train test lint types pytest peers bench fuzz docs clean
+.PHONY: train test test-native lint types pytest peers bench fuzz docs clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/run.stamp
@@ -39,6 +41,10 @@ types: $(VENV)/test.stamp
 
 pytest: $(VENV)/test.stamp $(if $(PEERS),peers)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+# Most of the time is that of the C compiler: a second run takes it from the cache.
+test-native: $(VENV)/test.stamp
+	$(ONE_THREAD) RETROGRADE_BACKEND=native $(BIN)/python -m pytest -n $(JOBS) $(ANY_DEVICE) $(ARGS)
 
 peers: $(VENV)/peers.stamp
 

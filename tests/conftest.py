@@ -33,6 +33,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where "auto" means another device (`make test-native`), what is about the schedule, the plan
+    or the bits of the NumPy device is left out."""
+    if os.environ["RETROGRADE_BACKEND"] == "numpy":
+        return
+    left_out = [item for item in items if item.get_closest_marker("numpy_schedule")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     missing = [f"{name}: {use}" for name, use in PEERS.items() if not _is_there(name)]
     if missing:

@@ -320,6 +320,7 @@ def test_branches_in_a_training_step() -> None:
         np.testing.assert_allclose(w, expected)
 
 
+@pytest.mark.numpy_schedule
 def test_text_and_report_show_the_branches() -> None:
     c = rg.compile(
         lambda x: rg.while_loop(

@@ -106,6 +106,7 @@ def test_planned_is_allocated_and_never_above_the_budget(loss: Any) -> None:
     assert len(recipes) > 1
 
 
+@pytest.mark.numpy_schedule
 @pytest.mark.parametrize("loss", [last_state, every_state])
 def test_a_twentieth_of_the_activations_is_enough(loss: Any) -> None:
     """At this width weights count for more than at the widths of the benchmark."""
@@ -165,6 +166,7 @@ def test_a_budget_that_cannot_be_met_says_what_could() -> None:
     assert compiled(last_state, low).plan(**AT).peak_bytes == low
 
 
+@pytest.mark.numpy_schedule
 def test_the_report_tells_what_the_budget_made_of_the_loop() -> None:
     _, low, high = limits(last_state)
     c = compiled(last_state, (low + high) // 8)
