@@ -80,8 +80,12 @@ class Kernels:
         if found == len(self.notes):
             self.notes.append(note)
             self.places.append({})
-        self.places[found][note.place] = None
+        self.also(found, note.place)
         return found
+
+    def also(self, number: int, place: str) -> None:
+        """Notes one more place that needs a function."""
+        self.places[number][place] = None
 
     def files(self) -> tuple[KernelFile, ...]:
         """The C files, which compile side by side: products, which share their tiles, attention,

@@ -7,15 +7,18 @@ Invariant: sizes and places are numbers in the lists, so a kernel serves every s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from retrograde.compiler.codegen.alike import alike
 from retrograde.compiler.codegen.c_copy import copy_function
 from retrograde.compiler.codegen.kernel_file import COPY, Kernels, Note, note_of
 from retrograde.compiler.codegen.launches import Launch, launches
-from retrograde.compiler.codegen.numpy import INDENT, Printer, place_of, print_with, whole_of
+from retrograde.compiler.codegen.numpy import Printer, place_of, print_with, whole_of
 from retrograde.compiler.codegen.ragged import live_lines
+from retrograde.compiler.codegen.repeats import HOLE, Line, folded
+from retrograde.compiler.codegen.spelling import INDENT
 from retrograde.compiler.ir import dims
 from retrograde.compiler.plan.liveness import Liveness
 from retrograde.compiler.plan.recipe import KernelFile
@@ -55,12 +58,24 @@ def print_native(
 
 
 @dataclass
+class _Printed:
+    """The launches of steps that are alike, and their lines, whose holes are for storages."""
+
+    launches: list[Launch]
+    storages: list[Storage]  # of the first of them; none where there is only one
+    lines: list[tuple[str, tuple[int, ...], int]] | None = None  # text, storages, kernel
+
+
+@dataclass
 class NativePrinter(Printer):
     """Prints what has kernels as lists of launches."""
 
     prologue: tuple[str, ...] = ("m = rt.address",)
     kernels: Kernels = field(default_factory=Kernels)
-    made: dict[int, list[Launch] | None] = field(default_factory=dict)  # by step identity
+    made: dict[int, _Printed | None] = field(default_factory=dict)  # by step identity
+    storages: dict[int, list[Storage]] = field(default_factory=dict)  # likewise, where alike
+    known: dict[Hashable, _Printed | None] = field(default_factory=dict)  # of steps that are alike
+    named: list[Storage] = field(default_factory=list)  # of the line at work
     levels: dict[int, int | str] = field(default_factory=dict)  # of what moves, by identity
     outer_turns: list[str] = field(default_factory=list)  # the turns around it that a list wants
 
@@ -92,17 +107,28 @@ class NativePrinter(Printer):
             return all(self._native(inner) for run in runs for inner in run)
         return self._launches(step) is not None
 
-    def _launches(self, step: Step) -> list[Launch] | None:
-        if id(step) not in self.made:
-            self.made[id(step)] = launches(step)
-        return self.made[id(step)]
+    def _launches(self, step: Step) -> _Printed | None:
+        if id(step) in self.made:
+            return self.made[id(step)]
+        found = alike(step)
+        if found is not None and found[0] in self.known:
+            made = self.known[found[0]]
+        else:
+            given = launches(step)
+            if given is not None and any(launch.checks or launch.refuses for launch in given):
+                found = None  # what may fail names its line
+            made = None if given is None else _Printed(given, [] if found is None else found[1])
+        if found is not None:
+            self.known[found[0]], self.storages[id(step)] = made, found[1]
+        self.made[id(step)] = made
+        return made
 
     # --- lists of launches
 
     def _list(self, run: Sequence[Step], depth: int) -> list[str]:
         """The statement that runs `run`, whose list is bound before."""
         self.heading = ""
-        entries = self._entries(run, 1)
+        entries = folded(self._entries(run, 1), INDENT)
         name = self.fresh("run")
         turns = list(dict.fromkeys(self.outer_turns))
         self.outer_turns.clear()
@@ -112,8 +138,8 @@ class NativePrinter(Printer):
             self.local.words.add(name)
         return [f"{INDENT * depth}{name}({', '.join(turns)})"]
 
-    def _entries(self, steps: Sequence[Step], depth: int) -> list[str]:
-        lines: list[str] = []
+    def _entries(self, steps: Sequence[Step], depth: int) -> list[Line | str]:
+        lines: list[Line | str] = []
         pad = INDENT * depth
         for step in steps:
             place = place_of(step.node)
@@ -124,17 +150,48 @@ class NativePrinter(Printer):
             if entry is not None:
                 lines += entry(self, step, depth)
             else:
-                found = self._launches(step)
-                assert found is not None
-                note = note_of(step)
-                lines += [pad + self._entry(launch, note) for launch in found]
+                lines += self._lines(step)
             for position in sorted(set(self.times.get(id(step), ()))):
                 for buffer in self.dead.get(position, ()):
                     number = self.kernels.number(POISON, OVERWRITE)
-                    lines.append(f"{pad}rt.poisoned({number}, at, {buffer}),")
+                    text = f"({number}, bytes[{HOLE}] // 4, 64, (m + at[{HOLE}],)),"
+                    lines.append(Line(text, (buffer, buffer)))
         return lines
 
+    def _text(self, steps: Sequence[Step], depth: int) -> list[str]:
+        """The lines of steps inside of others."""
+        pad = INDENT * depth
+        return [f"{pad}{x}" if isinstance(x, Line) else x for x in self._entries(steps, depth)]
+
+    def _lines(self, step: Step) -> list[Line]:
+        """A line for each launch of a step that holds no others."""
+        found = self._launches(step)
+        assert found is not None
+        if not found.storages:
+            return [self._line(launch, note_of(step)) for launch in found.launches]
+        if found.lines is None:
+            number = {s: i for i, s in enumerate(found.storages)}
+            found.lines = []
+            for launch in found.launches:
+                self.named = []
+                text = self._entry(launch, note_of(step))
+                kernel = self.kernels.numbers[launch.function.text]
+                found.lines.append((text, tuple(number[s] for s in self.named), kernel))
+        buffers, place = list(map(self._buffer, self.storages[id(step)])), place_of(step.node)
+        for _, _, kernel in found.lines:
+            self.kernels.also(kernel, place)
+        return [Line(text, tuple(buffers[i] for i in named)) for text, named, _ in found.lines]
+
+    def _line(self, launch: Launch, note: Note) -> Line:
+        self.named = []
+        text = self._entry(launch, note)
+        return Line(text, tuple(map(self._buffer, self.named)))
+
+    def _buffer(self, storage: Storage) -> int:
+        return self.places[self.liveness.home(storage)]
+
     def _entry(self, launch: Launch, note: Note) -> str:
+        """The text of a launch, with holes for the buffers of `named`."""
         f = launch.function
         number = self.kernels.number(f.text, note)
         if f.mixed:
@@ -167,10 +224,14 @@ class NativePrinter(Printer):
                 self.outer_turns.append(name)
                 level = -1 - list(dict.fromkeys(self.outer_turns)).index(name)
             return f"({self._at(whole)}, {stride}, {level!r})"
-        return self._at(v)
+        self.named.append(v.storage)
+        return self._from(HOLE, v)
 
     def _at(self, v: View) -> str:
-        at = f"m + at[{self.places[self.liveness.home(v.storage)]}]"
+        return self._from(str(self._buffer(v.storage)), v)
+
+    def _from(self, buffer: str, v: View) -> str:
+        at = f"m + at[{buffer}]"
         if not dims.same(v.offset, 0):
             at += f" + {v.dtype.bytes} * ({self.spell.size(v.offset)})"
         return at
@@ -204,7 +265,7 @@ class NativePrinter(Printer):
         for stacked, place in step.slices:
             lines += self._copies([(turn_of(stacked, turns), place)], pad)
         self.heading = ""
-        lines += self._entries(step.body, depth)
+        lines += self._text(step.body, depth)
         for result, whole in step.stacked:
             lines += self._copies([(result, turn_of(whole, turns))], pad)
         lines += self._copies(step.updates, pad)
@@ -214,22 +275,27 @@ class NativePrinter(Printer):
     def _branch_entry(self, step: BranchStep, depth: int) -> list[str]:
         pad = INDENT * depth
         assert isinstance(step.flag, View)
-        lines = [f'{pad}("if", {self._address(step.flag)}, [']
+        lines = [f'{pad}("if", {self._flag(step.flag)}, [']
         lines += [*self._run_entries(step.then, depth + 1), f"{pad}], ["]
         return [*lines, *self._run_entries(step.otherwise, depth + 1), f"{pad}]),"]
+
+    def _flag(self, flag: View) -> str:
+        self.named = []
+        text = self._address(flag)
+        return str(Line(text, tuple(map(self._buffer, self.named))))
 
     def _while_entry(self, step: WhileStep, depth: int) -> list[str]:
         pad = INDENT * depth
         assert isinstance(step.flag, View)
         lines = [*self._copies(step.carries, pad), f'{pad}("while", [']
         lines += [*self._run_entries(step.condition, depth + 1)]
-        lines += [f"{pad}], {self._address(step.flag)}, ["]
+        lines += [f"{pad}], {self._flag(step.flag)}, ["]
         lines += self._run_entries(step.body, depth + 1)
         return [*lines, *self._copies(step.updates, pad + INDENT), f"{pad}]),"]
 
     def _run_entries(self, steps: Sequence[Step], depth: int) -> list[str]:
         self.heading = ""
-        lines = self._entries(steps, depth)
+        lines = self._text(steps, depth)
         self.heading = ""
         return lines
 
@@ -306,10 +372,7 @@ class NativePrinter(Printer):
         return [*lines, f"{indent}{name}({live})"]
 
     def _copies(self, pairs: Sequence[tuple[Operand, View]], pad: str) -> list[str]:
-        return [
-            pad + self._entry(Launch(copy_function(x, place)), COPY)
-            for x, place in pairs
-        ]
+        return [f"{pad}{self._line(Launch(copy_function(x, y)), COPY)}" for x, y in pairs]
 
 
 _ENTRIES: dict[type, Callable[[NativePrinter, Any, int], list[str]]] = {

@@ -8,6 +8,10 @@ An entry is one of
     ("call", key, make, start)                                          entries that `make()` gives,
                                                                         once for each key
     ("move", to, from, bytes)                                           a copy of memory
+    ("repeat", count, launches)                                     launches that follow each other
+                                                                        so many times: what differs
+                                                                        is an array, a number for
+                                                                        each time
     ("own", (entries, entries …))                                       for each thread its own
                                                                         entries, alike but for their
                                                                         numbers; a barrier follows
@@ -19,6 +23,7 @@ on sizes and places alone.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +36,7 @@ Mover = tuple[int, int]  # argument, stride
 
 # As runtime/native/pool.c has them.
 LAUNCH, LOOP, END, TEST, JUMP, CALL, RETURN, COPY = range(8)
+WIDTH = 8  # numbers of an instruction
 OWN = 1  # how a launch is shared out: each thread has all of its own
 
 
@@ -38,8 +44,8 @@ OWN = 1  # how a launch is shared out: each thread has all of its own
 class LaunchList:
     """The numbers of a list in the making."""
 
-    code: list[list[int]] = field(default_factory=list)
-    arguments: list[int] = field(default_factory=list)
+    code: array[int] = field(default_factory=lambda: array("q"))  # one after the other
+    arguments: array[int] = field(default_factory=lambda: array("q"))
     own: list[tuple[int, list[int]]] = field(default_factory=list)  # place, thread by thread
     movers: list[Mover] = field(default_factory=list)
     turns: list[tuple[int, int, int, int]] = field(default_factory=list)  # turn, place, at, stride
@@ -66,7 +72,7 @@ class LaunchList:
         self._emit(RETURN)
         places: list[tuple[int, int, int]] = []
         for make in self._makers:  # grows while it is walked: calls within calls
-            at = len(self.code)
+            at = self.count
             self._started = []
             self.add(make())
             self._emit(RETURN)
@@ -74,17 +80,22 @@ class LaunchList:
             self.movers.extend(self._started)
         for instruction, number in self._calls:
             at, first, count = places[number]
-            self.code[instruction][1] = at
-            self.code[instruction][3:5] = [first, count]
+            self._set(instruction, 1, at)
+            self._set(instruction, 3, first, count)
 
     def tables(self, threads: int) -> tuple[Table, Table, Table]:
         """Instructions, arguments of each thread, and movers."""
-        code = np.array(self.code, np.int64).reshape(-1, 8)
+        code = np.array(self.code, np.int64).reshape(-1, WIDTH)
         movers = np.array(self.movers, np.int64).reshape(-1, 2)
         arguments = np.tile(np.array(self.arguments, np.int64), (threads, 1))
         for place, numbers in self.own:
             arguments[:, place] = numbers
         return code, arguments, movers
+
+    @property
+    def count(self) -> int:
+        """How many instructions there are."""
+        return len(self.code) // WIDTH
 
     def add(self, entries: Sequence[Any]) -> None:
         for entry in entries:
@@ -97,8 +108,14 @@ class LaunchList:
 
     def _emit(self, *numbers: int) -> int:
         """Adds an instruction; returns its index."""
-        self.code.append([*numbers, *[0] * (8 - len(numbers))])
-        return len(self.code) - 1
+        self.code.extend(numbers)
+        self.code.extend(_NOTHING[len(numbers) :])
+        return self.count - 1
+
+    def _set(self, instruction: int, place: int, *numbers: int) -> None:
+        """Changes numbers of an instruction, from its place-th on."""
+        at = instruction * WIDTH + place
+        self.code[at : at + len(numbers)] = array("q", numbers)
 
     def _launch(
         self, kernel: int, items: int, grain: int, arguments: Sequence[Any], note: Any = None
@@ -136,9 +153,31 @@ class LaunchList:
         self._moving.append([])
         self.add(body)
         own = self._moving.pop()
-        self.code[at][3:6] = [len(self.movers), len(own), len(self.code)]
+        self._set(at, 3, len(self.movers), len(own), self.count)
         self.movers.extend(own)
         self._emit(END, at)
+
+    def _repeat(self, times: int, launches: Sequence[Any]) -> None:
+        """Launches for all threads, with other numbers each time."""
+        assert not self._alone, "each thread has its own launches one by one"
+        code: list[tuple[Any, ...]] = []
+        given: list[Any] = []
+        notes: list[tuple[int, Any]] = []
+        for kernel, items, grain, arguments, *note in launches:
+            if isinstance(items, int) and items <= 0:
+                continue
+            notes += [(len(code), x) for x in note]
+            code.append((LAUNCH, kernel, len(given), items, grain, 1, 0, 0))
+            given.extend(arguments)
+        all_code = _each(times, [x for row in code for x in row])
+        first = np.arange(times, dtype=np.int64) * len(given) + len(self.arguments)
+        all_code[:, 2::WIDTH] += first[:, None]
+        at = self.count
+        self.notes.update(
+            (at + time * len(code) + i, x) for i, x in notes for time in range(times)
+        )
+        self.code.frombytes(all_code.tobytes())
+        self.arguments.frombytes(_each(times, given).tobytes())
 
     def _own(self, threads: Sequence[Sequence[Any]]) -> None:
         """The entries of the first thread; what the others have other numbers for is noted."""
@@ -162,17 +201,17 @@ class LaunchList:
         test = self._emit(TEST, self._given([flag]))
         self.add(then)
         jump = self._emit(JUMP)
-        self.code[test][2] = len(self.code)
+        self._set(test, 2, self.count)
         self.add(otherwise)
-        self.code[jump][1] = len(self.code)
+        self._set(jump, 1, self.count)
 
     def _while(self, condition: Sequence[Any], flag: Any, body: Sequence[Any]) -> None:
-        start = len(self.code)
+        start = self.count
         self.add(condition)
         test = self._emit(TEST, self._given([flag]))
         self.add(body)
         self._emit(JUMP, start)
-        self.code[test][2] = len(self.code)
+        self._set(test, 2, self.count)
 
     def _call(self, key: Hashable, make: Callable[[], Sequence[Any]], start: int) -> None:
         number = self._made.get(key)
@@ -181,7 +220,23 @@ class LaunchList:
             self._makers.append(make)
         self._calls.append((self._emit(CALL, 0, start), number))
 
+    def _return(self) -> None:
+        self._emit(RETURN)
+
     def _move(self, to: Any, source: Any, bytes: int) -> None:
         if bytes:
             first = self._given([to, source, bytes])
             self._emit(COPY, first, first + 1, first + 2, 1)
+
+
+_NOTHING = array("q", [0] * WIDTH)
+
+
+def _each(times: int, numbers: Sequence[Any]) -> Table:
+    """A row of numbers for each time; an array among them has one for each."""
+    rows = np.empty((times, len(numbers)), np.int64)
+    rows[:] = [0 if isinstance(x, np.ndarray) else x for x in numbers]
+    for i, x in enumerate(numbers):
+        if isinstance(x, np.ndarray):
+            rows[:, i] = x
+    return rows

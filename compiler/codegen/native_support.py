@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
+
 from retrograde.compiler.codegen.live_rows import LiveRows
 from retrograde.compiler.codegen.native_lists import CALL, RETURN, LaunchList, Table
 from retrograde.compiler.codegen.numpy_support import Memory, Support
@@ -207,9 +209,14 @@ class NativeSupport(Support):
         items = batch * -(-rows // height) * -(-columns // width)
         return kernel, items, 1, (*places, *found, height, width, *sizes)
 
-    def poisoned(self, kernel: int, at: Sequence[int], buffer: int) -> tuple[Any, ...]:
-        """The launch that overwrites a dead buffer."""
-        return kernel, self._sizes[buffer] // 4, 64, (self.address + at[buffer],)
+    def repeated(
+        self, at: Sequence[int], bytes: Sequence[int], table: Sequence[Sequence[int]],
+        make: Callable[[Table, Table], Entries],
+    ) -> list[Any]:  # fmt: skip
+        """Launches once for each row of a table of buffers: `make` gives those of all rows, from
+        where the buffers of each column lie and how many bytes they have."""
+        columns = np.array(table, np.int64).T
+        return [("repeat", len(table), make(np.asarray(at)[columns], np.asarray(bytes)[columns]))]
 
 
 class _Ragged:
@@ -243,13 +250,14 @@ class _Ragged:
         made = self._list = LaunchList()
         for rows in counts:
             made.add([("call", rows, partial(self._make, rows), 0)])
-        while len(made.code) <= self._steps:
-            made.code.append([RETURN, *[0] * 7])
+        while made.count <= self._steps:
+            made.add([("return",)])
         made.finish()
-        self._known = {
-            rows: row for rows, row in zip(counts, made.code, strict=False) if row[0] == CALL
-        }
         self._code, arguments, movers = made.tables(self._support.threads)
+        self._known = {
+            rows: row.tolist()
+            for rows, row in zip(counts, self._code, strict=False) if row[0] == CALL
+        }  # fmt: skip
         self._run = self._memory.sequence(self._code, arguments, movers)
 
 

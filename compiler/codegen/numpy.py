@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from retrograde.compiler.codegen.ragged import Local, ragged_loop, times_on_rows
-from retrograde.compiler.codegen.spelling import Spelling, comment, number
+from retrograde.compiler.codegen.spelling import INDENT, Spelling, comment, number
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.graph import Node
 from retrograde.compiler.ir.registry import Kind
@@ -37,8 +37,6 @@ from retrograde.compiler.plan.steps import (
     WhileStep,
 )
 from retrograde.compiler.plan.views import Literal, Operand, Storage, Turn, View
-
-INDENT = "    "
 
 
 def print_schedule(

@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from retrograde.compiler.codegen.spelling import INDENT
 from retrograde.compiler.plan.liveness import walk
 from retrograde.compiler.plan.steps import LoopStep, Schedule
 
 if TYPE_CHECKING:
     from retrograde.compiler.codegen.numpy import Printer
-
-INDENT = "    "
 
 
 @dataclass

@@ -15,6 +15,7 @@ from retrograde.compiler.ir.dims import Dim, Poly
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import Attrs, Graph
 
+INDENT = "    "
 _TAKEN = re.compile(
     r"memory|m|at|bytes|rt|xp|run|bind|support|range|float|len|start|rows|first|turn"
     r"|(?:v|c|f|i|x|y|t|tiles|part|parts|turns|live|run)\d+"
