@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from retrograde.compiler.errors import BudgetError, ShapeError
 from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.collection import paused_collection
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.plan.bounds import PeakForm
 from retrograde.compiler.plan.choice import Choice, choose
@@ -22,7 +23,7 @@ from retrograde.compiler.plan.specs import BufferSpec, Port
 
 __all__ = [
     "BufferSpec", "Choice", "KernelFile", "MemoryPlan", "Peak", "PlacedBuffer", "Port", "Program",
-    "Recipe",
+    "Recipe", "paused_collection",
 ]  # fmt: skip
 
 _KEPT = 256  # sizes whose choice is remembered
@@ -107,8 +108,11 @@ class Program:
 
     def state_shapes(self, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
         """The shapes of the donated inputs."""
-        types = [p.type for p in self.inputs if p.donated]
-        return [tuple(dims.evaluate(d, sizes) for d in t.shape) for t in types]
+        shapes = [p.type.shape for p in self.inputs if p.donated]
+        return [
+            tuple([d if isinstance(d, int) else dims.evaluate(d, sizes) for d in shape])
+            for shape in shapes
+        ]
 
     def choose(self, sizes: Mapping[str, int], within: int | None = None) -> Choice:
         """The recipe for `sizes` and how it is bound: the cheapest within the program's budget, or

@@ -38,6 +38,9 @@ class CupyArena:
                 f"this CuPy has no arrays of {dtype}: use another dtype, or backend='numpy'"
             ) from error
 
+    def grow(self, bytes: int) -> bool:
+        return False
+
     def fill(self, offset: int, bytes: int) -> None:
         self.memory[offset : offset + bytes] = 0xFF
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from retrograde.compiler.errors import DataError, ShapeError
-from retrograde.compiler.program import MemoryPlan, Peak, Program
+from retrograde.compiler.program import MemoryPlan, Peak, Program, paused_collection
 from retrograde.runtime.host_memory import give_back
 from retrograde.runtime.protocol import Bound, Device, HostArray
 
@@ -77,7 +77,8 @@ class Executable:
         if len(arrays) != len(self._given):
             raise ShapeError(f"{self.program.name} takes {len(self._given)} arrays: {len(arrays)}")
         with self._lock:
-            bound = self._bind(sizes)
+            with paused_collection():  # what is bound stays
+                bound = self._bind(sizes)
             if self.poison:
                 transient = bound.height - bound.state_bytes
                 self._arena.fill(bound.state_bytes, transient)
@@ -199,9 +200,10 @@ class Executable:
         return found
 
     def _arena_of(self, height: int) -> Any:
-        """The arena, or a new one where it has less than `height` bytes."""
-        if self._arena is not None and self._arena.bytes >= height:
-            return self._arena
+        """The arena, or a new one where it cannot have `height` bytes."""
+        arena = self._arena
+        if arena is not None and (arena.bytes >= height or arena.grow(height)):
+            return arena
         return self.device.allocate(height)
 
     def _check_state(self, sizes: Mapping[str, int]) -> None:

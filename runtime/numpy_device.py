@@ -5,6 +5,7 @@ Invariant: the arena is the only large allocation; its pages are the process's o
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from retrograde.compiler.program import KernelFile
 from retrograde.runtime.protocol import Bound, HostArray
 from retrograde.runtime.source import bind_of
 
+LARGE = 1 << 21  # bytes of an arena that may have large pages, and grows where it lies
 POISON = np.array([0xFF, 0xFF, 0xFF, 0x7F], np.uint8)  # NaN in f32, huge or NaN in other types
 
 
@@ -26,9 +28,22 @@ class NumpyArena:
     def __init__(self, bytes: int) -> None:
         self.bytes = bytes
         self.ragged: dict[int, tuple[int, ...]] = {}
-        self.map = mmap.mmap(-1, max(bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE") and bytes >= 1 << 21:
-            self.map.madvise(mmap.MADV_HUGEPAGE)
+        self.map = _reserved(bytes)
+        self._large_pages(0)
+
+    def grow(self, bytes: int) -> bool:
+        """Makes room for `bytes` without moving anything, where there are so many addresses."""
+        if bytes > len(self.map):
+            return False
+        before, self.bytes = self.bytes, bytes
+        self._large_pages(before)
+        return True
+
+    def _large_pages(self, start: int) -> None:
+        """Asks for large pages from `start` to the end, but not beyond it."""
+        start -= start % mmap.PAGESIZE
+        if hasattr(mmap, "MADV_HUGEPAGE") and self.bytes >= LARGE:
+            self.map.madvise(mmap.MADV_HUGEPAGE, start, self.bytes - start)
 
     def view(
         self, offset: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...] | None
@@ -47,6 +62,15 @@ class NumpyArena:
         return scipy.special
 
 
+def _reserved(bytes: int) -> mmap.mmap:
+    """A mapping, if it is large with addresses to grow into, which take no memory until then."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    if bytes >= LARGE:
+        with contextlib.suppress(OSError):  # a limit on addresses
+            return mmap.mmap(-1, bytes + bytes // 2, flags=flags)
+    return mmap.mmap(-1, max(bytes, 1), flags=flags)
+
+
 class NumpyDevice:
     """Runs schedules with NumPy on the CPU."""
 
@@ -58,7 +82,9 @@ class NumpyDevice:
         return NumpyArena(bytes)
 
     def copy_arena(self, source: NumpyArena, target: NumpyArena, bytes: int) -> None:
-        target.map[:bytes] = source.map[:bytes]
+        np.copyto(
+            np.ndarray((bytes,), np.uint8, target.map), np.ndarray((bytes,), np.uint8, source.map)
+        )
 
     def load(self, source: str, file: str, kernels: Sequence[KernelFile]) -> Callable[..., Bound]:
         return bind_of(source, file)

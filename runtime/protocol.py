@@ -24,6 +24,10 @@ class Arena(Protocol):
     # What each ragged loop ran in the run at hand: rows, rows of all steps, steps run, steps.
     ragged: dict[int, tuple[int, ...]]
 
+    def grow(self, bytes: int) -> bool:
+        """Makes room for `bytes` where the arena lies, or says that there is none."""
+        ...
+
     def fill(self, offset: int, bytes: int) -> None:
         """Overwrites memory with a pattern that no computation should read."""
         ...

@@ -19,6 +19,7 @@ def alike(step: Step) -> tuple[Hashable, list[Storage]] | None:
     """The key of a step that holds no others, with its storages; None where it moves with a loop
     or is no single launch."""
     storages: dict[Storage, int] = {}
+    views: tuple[Operand | None, ...]
     if isinstance(step, OpStep):
         views = (*step.operands, None, *step.results, None, *step.scratch)
         more: Hashable = _of_node(step.node)
@@ -28,9 +29,7 @@ def alike(step: Step) -> tuple[Hashable, list[Storage]] | None:
     elif isinstance(step, MatmulStep):
         views = (*step.operands, *step.results, step.panels)
         more = _of_node(step.node)
-    elif isinstance(step, PackStep):
-        views, more = (step.operand, step.result), None
-    elif isinstance(step, CopyStep):
+    elif isinstance(step, (PackStep, CopyStep)):
         views, more = (step.operand, step.result), None
     else:
         return None
@@ -75,8 +74,8 @@ def _of_body(body: Graph) -> Hashable:
             numbers[v] = len(numbers)
         types = tuple(v.type for v in node.outputs)
         nodes.append((node.op.name, inputs, _attrs(node), types))
-    inputs = tuple(v.type for v in body.inputs)
-    return inputs, tuple(nodes), tuple(numbers[v] for v in body.outputs)
+    given = tuple(v.type for v in body.inputs)
+    return given, tuple(nodes), tuple(numbers[v] for v in body.outputs)
 
 
 def _attrs(node: Node) -> Hashable:

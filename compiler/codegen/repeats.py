@@ -102,7 +102,9 @@ def _longest(
         if period > LONGEST:
             break
         same = 0
-        while place + same < len(rows) and _equal(rows[at + same].launch, rows[place + same].launch):
+        for one, other in zip(rows[at:], rows[place:], strict=False):
+            if not _equal(one.launch, other.launch):
+                break
             same += 1
         times = same // period + 1
         if period * (times - 1) > max(best[0] * (best[1] - 1), SAVED - 1):
@@ -121,14 +123,14 @@ def _table(rows: Sequence[_Run], period: int, pad: str) -> list[str]:
     columns: dict[tuple[int, ...], int] = {}
     where = [columns.setdefault(column, len(columns)) for column in zip(*held, strict=True)]
     out = [f"{pad}*rt.repeated(at, bytes, ("]
-    for row in zip(*columns, strict=True):
-        out.append(f"{pad}{INDENT}({''.join(f'{n}, ' for n in row).rstrip()}),")
+    for numbers in zip(*columns, strict=True):
+        out.append(f"{pad}{INDENT}({''.join(f'{n}, ' for n in numbers).rstrip()}),")
     out.append(f"{pad}), lambda at, bytes: [  # at[i]: of column i")
-    numbers = iter(where)
+    column = iter(where)
     for row in rows[:period]:
         assert _is_launch(row.launch)
         out += [INDENT + line for line in row.above]
-        text = row.launch.filled([next(numbers) for _ in row.launch.buffers])
+        text = row.launch.filled([next(column) for _ in row.launch.buffers])
         out.append(f"{pad}{INDENT}{text}")
     return [*out, f"{pad}]),"]
 

@@ -100,6 +100,10 @@ class Builder:
         finally:
             self._loc, self._scope, self._origin = saved
 
+    def locate(self, loc: Loc | None, scope: str | None, origin: Origin) -> None:
+        """Nodes made from now on carry this location, scope and origin."""
+        self._loc, self._scope, self._origin = loc, scope, origin
+
     @property
     def origin(self) -> Origin:
         return self._origin

@@ -120,7 +120,10 @@ class Node:
 
     def with_inputs(self, inputs: Iterable[Value]) -> Node:
         """The same node reading other values (its outputs stay the same values)."""
-        return dataclasses.replace(self, inputs=tuple(inputs))
+        return Node(
+            self.id, self.op, tuple(inputs), self.attrs, self.outputs, self.loc, self.scope,
+            self.origin,
+        )  # fmt: skip
 
     def subgraphs(self) -> Iterator[tuple[str, Graph]]:
         """The sub-graphs in the attributes, by attribute name."""

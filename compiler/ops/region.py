@@ -23,10 +23,18 @@ from retrograde.compiler.ir.registry import Kind, register
 
 def graph_cost(graph: Graph) -> Dim:
     """The operations of all nodes of a graph."""
-    total: Dim = 0
+    fixed = 0
+    counts: dict[int, tuple[Dim, int]] = {}  # of costs that are no numbers, by identity
     for node in graph.nodes:
         types_in = [v.type for v in node.inputs]
-        total = total + node.op.cost(types_in, [v.type for v in node.outputs], node.attrs)
+        cost = node.op.cost(types_in, [v.type for v in node.outputs], node.attrs)
+        if isinstance(cost, int):
+            fixed += cost
+        else:
+            counts[id(cost)] = cost, counts.get(id(cost), (cost, 0))[1] + 1
+    total: Dim = fixed
+    for cost, count in counts.values():
+        total = total + cost * count
     return total
 
 

@@ -48,6 +48,8 @@ class ChunkHeads:
 
     def __call__(self, graph: Graph) -> Graph:
         graph = DCE()(self._inside(graph))
+        if self.refusals is None and not self._wide(graph):
+            return graph
         single = CSE()(graph)  # logits that are written down twice are one
         opened, calls = peeled(single)
         found = self._heads(opened)
@@ -56,6 +58,17 @@ class ChunkHeads:
             opened, _ = peeled(single, useful)
             found = replace(self, refusals=None)._heads(opened)
         return DCE()(_rewritten(opened, found)) if found else graph
+
+    def _wide(self, graph: Graph) -> bool:
+        """Whether there is a product that has enough classes."""
+        for node in graph.nodes:
+            if is_product(node):
+                classes = node.output.shape[-1]
+                if isinstance(classes, int) and classes >= self.least:
+                    return True
+            elif any(self._wide(body) for _, body in node.subgraphs()):
+                return True
+        return False
 
     def _inside(self, graph: Graph) -> Graph:
         """The graph with its calls done."""

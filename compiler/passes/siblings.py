@@ -7,6 +7,7 @@ lives longer for it.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 
 from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
@@ -26,6 +27,7 @@ class Siblings:
         self.users = graph.users()
         self.returned = set(graph.outputs)
         self.apart: dict[tuple[Value, Node, Node], str] = {}
+        self.starts = sorted(c.first for c in clustering.clusters if _computes(c))
 
     def run(self) -> None:
         """Takes the arrays in the order of their first readers, each with those who read all of
@@ -60,8 +62,13 @@ class Siblings:
             return SHORT
         if self._longer(a, b, v):
             return LONGER
+        before = [c.first for c in (a, b) if _computes(c)]
         if why := self.clustering.merged(a, b):
             return why
+        for first in before:
+            self.starts.remove(first)
+        if before:
+            insort(self.starts, a.first)
         a.phase = max(a.phase, b.phase)
         return ""
 
@@ -96,10 +103,7 @@ class Siblings:
 
     def _next(self, a: Cluster, b: Cluster) -> bool:
         """Whether nothing is computed between the first nodes of two clusters."""
-        return not any(
-            a.first < c.first < b.first and any(n.op.kind not in _STILL for n in c.members)
-            for c in self.clustering.clusters
-        )
+        return bisect_right(self.starts, a.first) >= bisect_left(self.starts, b.first)
 
     def _large(self, c: Cluster, v: Value) -> list[Value]:
         """The results of a cluster that are as large as `v`."""
@@ -109,6 +113,10 @@ class Siblings:
             if same_shape(w.shape, v.shape)
             and (w in self.returned or any(u not in inside for u in self.users.get(w, ())))
         ]  # fmt: skip
+
+
+def _computes(c: Cluster) -> bool:
+    return any(n.op.kind not in _STILL for n in c.members)
 
 
 def _pairs(found: list[Cluster], maker: Cluster | None) -> Iterator[tuple[Cluster, Cluster]]:

@@ -8,7 +8,7 @@ reassociated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -324,6 +324,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "stop_gradient": (_operand,),  # derivatives have been taken by now
 }  # fmt: skip
 BY_KIND: dict[Kind, tuple[Rule, ...]] = {Kind.ELEMENTWISE: (_drop_broadcast,)}
+# Rules by kind, and those of these ops, apply only where one of TELLING makes an operand.
+BY_OPERANDS = frozenset({"add", "sub", "mul", "div", "neg", "logical_not", "select"})
+TELLING = frozenset({"constant", "broadcast_to", "pad", "neg", "logical_not"})
 
 
 @dataclass(frozen=True)
@@ -356,12 +359,14 @@ class Simplify:
             for node in graph.nodes:
                 if renamed and any(v in renamed for v in node.inputs):
                     node = node.with_inputs(renamed.get(v, v) for v in node.inputs)
-                rules = (*RULES.get(node.op.name, ()), *BY_KIND.get(node.op.kind, ()))
-                match = Match(node, producers, builder, uses)
-                result = _first(rules, match)
+                result = None
+                rules = _rules(node, producers)
+                if rules:
+                    result = _first(rules, Match(node, producers, builder, uses))
                 if result is None:
                     builder.append(node)
-                    producers.update((v, node) for v in node.outputs)
+                    for v in node.outputs:
+                        producers[v] = node
                     continue
                 changed = True
                 renamed[node.output] = result
@@ -376,19 +381,32 @@ class Simplify:
 
 def _first(rules: Sequence[Rule], m: Match) -> Value | None:
     """The result of the first rule that applies; the nodes it made are registered."""
-    if not rules:
-        return None
     node = m.node
-    with m.builder.located(node.loc, node.scope, node.origin):
-        for rule in rules:
-            first = len(m.builder.nodes)
-            found = rule(m)
-            if found is None:
-                continue
-            for made in m.builder.nodes[first:]:
-                m.producers.update((v, made) for v in made.outputs)
-                for v in made.inputs:
-                    m.uses[v] = m.uses.get(v, 0) + 1
-            return found.value if isinstance(found, Expr) else found
+    m.builder.locate(node.loc, node.scope, node.origin)
+    for rule in rules:
+        first = len(m.builder.nodes)
+        found = rule(m)
+        if found is None:
+            continue
+        for made in m.builder.nodes[first:]:
+            m.producers.update((v, made) for v in made.outputs)
+            for v in made.inputs:
+                m.uses[v] = m.uses.get(v, 0) + 1
+        return found.value if isinstance(found, Expr) else found
     return None
+
+
+def _rules(node: Node, producers: Mapping[Value, Node]) -> tuple[Rule, ...]:
+    """The rules that may apply to a node."""
+    name, kind = node.op.name, node.op.kind
+    if name not in RULES and kind not in BY_KIND:
+        return ()
+    if name in BY_OPERANDS or name not in RULES:
+        for v in node.inputs:
+            made = producers.get(v)
+            if made is not None and made.op.name in TELLING:
+                break
+        else:
+            return ()
+    return (*RULES.get(name, ()), *BY_KIND.get(kind, ()))
 

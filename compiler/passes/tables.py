@@ -43,9 +43,10 @@ class TableProducts:
         makers = graph.producers()
         with builder:
             for node in graph.nodes:
-                node = node.with_inputs(renamed.get(v, v) for v in node.inputs)
-                with builder.located(node.loc, node.scope, node.origin):
-                    found = self._rewritten(node, makers, builder)
+                if renamed and any(v in renamed for v in node.inputs):
+                    node = node.with_inputs(renamed.get(v, v) for v in node.inputs)
+                builder.locate(node.loc, node.scope, node.origin)
+                found = self._rewritten(node, makers, builder)
                 if found is None:
                     builder.append(node)
                 else:

@@ -7,7 +7,7 @@ is read before it is updated; nothing is updated before every check of the data 
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -199,12 +199,24 @@ def _greedy(graph: Graph, before: Sequence[set[int]], memory: _Memory, window: i
     after = _followers(before)
     ready = sorted(i for i, n in enumerate(waiting) if n == 0)
     left = dict(memory.readers)
+    readers: dict[Value, list[int]] = {}
+    for k, values in enumerate(memory.reads):
+        for v in values:
+            readers.setdefault(v, []).append(k)
+    grown: dict[int, int] = {}  # by node, until the last other reader of an operand has run
     out: list[int] = []
     while ready:
-        i = min(ready[:window], key=lambda k: (memory.delta(k, left), k))
-        ready.remove(i)
+        for k in ready[:window]:
+            if k not in grown:
+                grown[k] = memory.delta(k, left)
+        i = min(ready[:window], key=lambda k: (grown[k], k))
+        del ready[bisect_left(ready, i)]
         out.append(i)
         memory.release(i, left)
+        for v in memory.reads[i]:
+            if left[v] == 1:
+                for k in readers[v]:
+                    grown.pop(k, None)
         for r in after[i]:
             waiting[r] -= 1
             if waiting[r] == 0:
