@@ -73,7 +73,7 @@ def export(compiled: Function, path: str | os.PathLike[str]) -> None:
 
     recipes = run.executable.program.recipes
     libraries = binaries.collect(
-        [file.text for r in recipes for file in r.kernels], version.__version__
+        [file.code for r in recipes for file in r.kernels], version.__version__
     )
     shown = {f"{binaries.FOLDER}schedule{i}.py": r.source.encode() for i, r in enumerate(recipes)}
     archive.write(path, FORMAT, VERSION, CODE, {**parts, **libraries, **shown})

@@ -28,7 +28,7 @@ def alike(step: Step) -> tuple[Hashable, list[Storage]] | None:
         more = (step.shape, step.rows, step.whole_rows, _of_body(step.node.attrs["body"]))
     elif isinstance(step, MatmulStep):
         views = (*step.operands, *step.results, step.panels)
-        more = _of_node(step.node)
+        more = (_of_node(step.node), step.blas)
     elif isinstance(step, (PackStep, CopyStep)):
         views, more = (step.operand, step.result), None
     else:
@@ -43,18 +43,22 @@ def _of_operand(x: Operand | None, storages: dict[Storage, int]) -> Hashable:
     if x is None:
         return None
     if isinstance(x, Literal):
-        return _exact(x.value), x.dtype, x.shape
+        return _exact(x.value), x.dtype.name, x.shape
     assert isinstance(x, View)
     s = x.storage
     number = storages.setdefault(s, len(storages))
-    return number, s.kind, s.bytes, x.dtype, x.shape, x.strides, x.offset
+    return number, s.kind, s.bytes, x.dtype.name, x.shape, x.strides, x.offset
 
 
 def _of_node(node: Node) -> Hashable:
     return (
-        node.op.name, _attrs(node), tuple(v.type for v in node.inputs), _repeated(node.inputs),
-        tuple(v.type for v in node.outputs),
+        node.op.name, _attrs(node), _types(node.inputs), _repeated(node.inputs),
+        _types(node.outputs),
     )  # fmt: skip
+
+
+def _types(values: Sequence[Value]) -> Hashable:
+    return tuple([(v.dtype.name, v.shape) for v in values])
 
 
 def _repeated(values: Sequence[Value]) -> Hashable:
@@ -72,10 +76,8 @@ def _of_body(body: Graph) -> Hashable:
         inputs = tuple(numbers[v] for v in node.inputs)
         for v in node.outputs:
             numbers[v] = len(numbers)
-        types = tuple(v.type for v in node.outputs)
-        nodes.append((node.op.name, inputs, _attrs(node), types))
-    given = tuple(v.type for v in body.inputs)
-    return given, tuple(nodes), tuple(numbers[v] for v in body.outputs)
+        nodes.append((node.op.name, inputs, _attrs(node), _types(node.outputs)))
+    return _types(body.inputs), tuple(nodes), tuple(numbers[v] for v in body.outputs)
 
 
 def _attrs(node: Node) -> Hashable:

@@ -23,9 +23,14 @@ SHARED = "#define RG_GEMM_TILE RG_GEMM_SHARED\n"
 MARK = "/* --- the kernels of this program */"
 END = "/* --- their table */\n"
 ATTENTION = ("base", "attention", "attention_masks", "attention_forward", "attention_backward")
+PLAIN = ("attention", "ce")  # kinds of which each kernel is one call
 WIDTH, PLACES = 96, 4
-PARTS = ("base", "math", "gemm", "random")
-SPECIAL = {"attention": ATTENTION, "ce": (*PARTS[:3], "cross_entropy")}  # as their kernels call
+PARTS = ("base", "math", "random")
+# What others have, by what their kernels call.
+SPECIAL = {
+    "gemm": ("base", "math", "gemm"), "attention": ATTENTION,
+    "ce": ("base", "math", "gemm", "cross_entropy"),
+}  # fmt: skip
 # Parts of files in which one of these is called.
 SOMETIMES = {
     "gemm_half": ("rg_pack_f16", "rg_pack_bf16", "rg_gemm_f16", "rg_gemm_bf16"),
@@ -92,8 +97,8 @@ class Kernels:
         heads with their losses, and the others by the dozen."""
         kinds: dict[str, list[int]] = {"gemm": [], "attention": [], "ce": [], "": []}
         for text, number in self.numbers.items():
-            kind = next((k for k in kinds if k and f"rg_{k}_" in text), "")
-            kind = "gemm" if "rg_blas_" in text else kind
+            products = "rg_pack_" in text or "rg_blas_" in text
+            kind = next((k for k in kinds if k and f"rg_{k}_" in text), "gemm" if products else "")
             kinds[kind].append(number)
         rows = kinds.pop("")
         files = [(kind, numbers) for kind, numbers in kinds.items() if numbers]
@@ -105,11 +110,11 @@ class Kernels:
         """A file; those of attention and of heads tell no places, so that models share them."""
         parts = SPECIAL.get(kind, PARTS)
         for name, calls in SOMETIMES.items():
-            if kind not in SPECIAL and any(call in texts[n] for n in numbers for call in calls):
+            if kind not in PLAIN and any(call in texts[n] for n in numbers for call in calls):
                 parts = (*parts, name)
         pieces = [SHARED if kind in ("gemm", "ce") else "", *map(part, parts), MARK]
         for place, number in enumerate(numbers):
-            heading = self._heading(number) + "\n" if kind not in SPECIAL else ""
+            heading = self._heading(number) + "\n" if kind not in PLAIN else ""
             pieces.append(heading + texts[number].replace("@", f"k{place}", 1))
         widths = "RG_NR_f32, RG_NR_f64" if "gemm" in parts else "0"
         names = ", ".join(f"k{place}" for place in range(len(numbers)))

@@ -84,4 +84,4 @@ def number(value: bool | int | float) -> str:
 
 def comment(text: str) -> str:
     """Text from a model on one line, whatever it holds: it can never become a statement."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)

@@ -169,15 +169,17 @@ class Clustering:
         target.direct.discard(c)
         target.users.discard(c)
         for other in target.users:
-            self._raise(other, target.above | target.bits)
+            self._raise(other, target.above | target.bits, target.bits)
         return ""
 
-    def _raise(self, c: Cluster, gained: int) -> None:
-        """Records new dependencies of `c`, for itself and for all that depend on it."""
+    def _raise(self, c: Cluster, gained: int, one: int = 0) -> None:
+        """Records new dependencies of `c`, for itself and for all that depend on it.  `one`: the
+        bits of a single cluster, any of which says as much as all of them."""
         work = [c]
         while work:
             found = work.pop()
-            if gained & ~found.above:
+            new = gained & ~found.above
+            if new & ~one or (new and not found.above & one):
                 found.above |= gained
                 work.extend(found.users)
 

@@ -7,6 +7,7 @@ a recipe depends on a size; `layout` binds sizes by evaluation alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,12 +19,20 @@ from retrograde.compiler.plan.bounds import PeakForm, peak_terms
 from retrograde.compiler.plan.memory import Orientation
 from retrograde.compiler.plan.specs import BufferSpec
 
+_HEADING = re.compile(r"\n\n/\*(?:(?!\*/).)*\*/\n(?=static i64 k\d+\()", re.DOTALL)
+
 
 class KernelFile(NamedTuple):
     """A C file, and by which numbers a schedule launches its kernels, in their order."""
 
     text: str
     numbers: tuple[int, ...]
+
+    @property
+    def code(self) -> str:
+        """The text without what kernels are for: the lines of a model that it was made from may
+        change without anything to compile."""
+        return _HEADING.sub("\n\n", self.text)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from retrograde.compiler.program import KernelFile
 from retrograde.runtime.native import blas as libraries
 from retrograde.runtime.native.pool import Fault, Pool, pool, table, thread_count
 from retrograde.runtime.native.toolchain import (
+    Toolchain,
     find_toolchain,
     is_provided,
     load,
@@ -117,8 +118,10 @@ class NativeDevice(NumpyDevice):
         return NativeArena(bytes)
 
     def load(self, source: str, file: str, kernels: Sequence[KernelFile]) -> Callable[..., Bound]:
-        bind = super().load(source, file, kernels)
-        library = Library(kernels, _compiled(kernels))
+        with ThreadPoolExecutor(1) as beside:  # the C compiler works while Python's does
+            compiled = beside.submit(_compiled, kernels, _toolchain(kernels))
+            bind = super().load(source, file, kernels)
+            library = Library(kernels, compiled.result())
 
         def bound(arena: NativeArena, *arguments: Any) -> Bound:
             return bind(NativeMemory(arena, library, self._pool), *arguments)
@@ -126,12 +129,17 @@ class NativeDevice(NumpyDevice):
         return bound
 
 
-def _compiled(kernels: Sequence[KernelFile]) -> list[ctypes.CDLL]:
+def _toolchain(kernels: Sequence[KernelFile]) -> Toolchain | None:
+    return None if all(is_provided(file.code) for file in kernels) else find_toolchain()
+
+
+def _compiled(
+    kernels: Sequence[KernelFile], toolchain: Toolchain | None
+) -> list[ctypes.CDLL]:
     """The libraries of the C files, compiled as many at a time as there are processors."""
-    toolchain = None if all(is_provided(file.text) for file in kernels) else find_toolchain()
 
     def made(file: KernelFile) -> ctypes.CDLL:
-        return load(shared_library(file.text, toolchain, name="kernels"))
+        return load(shared_library(file.code, toolchain, name="kernels"))
 
     if len(kernels) < 2:
         return list(map(made, kernels))
