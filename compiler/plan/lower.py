@@ -304,7 +304,12 @@ class Lowering:
         self.steps.append(MatmulStep(node, (left, right), (matrix,), panels))
 
     def _packed(self, matrix: View, node: Node) -> View:
-        """The panels of the right operand of a product."""
+        """The panels of the right operand of a product; of two products by one array they are made
+        once, unless it is there all the time, as weights are: then panels would be, too."""
+        if matrix.storage.kind == "value":
+            for step in self.steps:
+                if isinstance(step, PackStep) and step.operand.equals(matrix):
+                    return step.result
         k, n = matrix.shape[-2:]
         elements = dims.product(matrix.shape[:-2]) * k * dims.align(n, PANEL)
         panels = scratch(elements, matrix.dtype, node.place)
