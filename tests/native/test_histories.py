@@ -178,7 +178,10 @@ def lstm(w: Any, tokens: Any) -> Any:
     return rnp.mean(rg.scan(cell, (zero, zero), x)[1] ** 2)
 
 
-SHAPES = {"embedding": (7, WIDTH), "input": (WIDTH, 4 * WIDTH), "hidden": (WIDTH, 4 * WIDTH), "bias": (4 * WIDTH,)}
+SHAPES = {
+    "embedding": (7, WIDTH), "input": (WIDTH, 4 * WIDTH), "hidden": (WIDTH, 4 * WIDTH),
+    "bias": (4 * WIDTH,),
+}  # fmt: skip
 
 
 def compiled_lstm(backend: str, threads: int = 2) -> Any:

@@ -231,6 +231,8 @@ RG_INLINE rg_gv_f64 rg_gemm_lanes_f64(rg_gv_f64 a, rg_gv_f64 b, rg_gv_f64 c) {
         }                                                                                          \
     }
 
+/* Copies of a known length are a move or two. */
+#define RG_GEMM_ROWS_CASE(T, H) case H: memcpy(to, from, H * sizeof(T)); break;
 #define RG_GEMM_CASE(T, H)                                                                         \
     case H: rg_gemm_tile_##T##_##H(c, sc, a, sm, sk, b, sb, k, add, next, ahead); break;
 #define RG_GEMM_HALF_CASE(T, H)                                                                    \
@@ -293,10 +295,11 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
                 const i64 h = rows + (t < more);                                                   \
                 const T *from = a + (k0 + l) * sk + r * sm;                                        \
                 T *to = out + (r - r0) * count + l * h;                                            \
-                if (sm == 1 && h == RG_GEMM_ROWS)                                                  \
-                    memcpy(to, from, RG_GEMM_ROWS * sizeof(T));                                    \
-                else                                                                               \
+                if (sm == 1) {                                                                     \
+                    switch (h) { RG_GEMM_HEIGHTS(RG_GEMM_ROWS_CASE, T) }                           \
+                } else {                                                                           \
                     for (i64 i = 0; i < h; i++) to[i] = from[i * sm];                              \
+                }                                                                                  \
                 r += h;                                                                            \
             }                                                                                      \
         }                                                                                          \
