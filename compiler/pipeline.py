@@ -36,9 +36,11 @@ from retrograde.compiler.passes.ladder import Rung, Stage, ladder
 from retrograde.compiler.passes.regions import everywhere
 from retrograde.compiler.passes.rows import RowProducts
 from retrograde.compiler.passes.scan_hoist import HoistScan
+from retrograde.compiler.passes.scan_lookup import LookUpInScan
 from retrograde.compiler.passes.scan_sink import SinkScan
 from retrograde.compiler.passes.scan_truncate import truncation
 from retrograde.compiler.passes.simplify import Simplify
+from retrograde.compiler.passes.slices import SliceFirst
 from retrograde.compiler.passes.tables import TableProducts
 from retrograde.compiler.plan.build import Planned, loops_in_runs, plan_program, time_loops
 from retrograde.compiler.plan.decided import Decided, buffers_digest, graph_digest
@@ -67,7 +69,12 @@ END: tuple[Stage, ...] = (
     ("group", Group()),
 )
 BEFORE_ORDER = END[-1][0]
-NATIVE_END: tuple[Stage, ...] = (*END[:-1], ("group", Group(native=True)))
+NATIVE_END: tuple[Stage, ...] = (
+    ("slices", SliceFirst()),
+    ("lookup", LookUpInScan()),
+    *END[:-1],
+    ("group", Group(native=True)),
+)
 PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS, *END)  # but for what depends on sizes
 
 

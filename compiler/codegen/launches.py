@@ -141,6 +141,8 @@ def _places(step: FusedStep) -> list[Launch]:
     where = dict(zip(body.inputs, step.operands, strict=True))
     found = []
     for node in filter(gathers, body.nodes):
+        if node.attrs.get("checked"):  # before a loop, for all of its turns
+            continue
         x, *indices = [y for v in node.inputs if isinstance(y := where[v], View)]
         found.append(replace(_checked(node, x, indices), place=place_of(node)))
     return found

@@ -366,9 +366,13 @@ class Printer:
 
 
 def whole_of(x: Turn) -> View:
-    """The stacked array that a moving view is part of."""
-    assert x.stacked is not None
-    return x.stacked
+    """What a moving view covers in all turns, the turns first."""
+    whole = x.stacked
+    assert whole is not None
+    if len(whole.shape) == len(x.shape):  # a window that moves within `stacked`
+        return whole
+    shape, strides = (whole.shape[0], *x.shape), (whole.strides[0], *x.strides)
+    return View(x.storage, x.dtype, shape, strides, x.offset)
 
 
 # Ops that the support library spells, by the name of its function.

@@ -7,6 +7,7 @@ added up first, and what is left is a product with the table's rows.
     dot(gather(E, i), W)               ->  gather(dot(E, W), i)
     scatter_add(0, dot(G, W), i)       ->  dot(scatter_add(0, G, i), W)
     dot(gather(E, i), G) over the i    ->  dot(E, scatter_add(0, G, i))
+    sum(G) over the i                  ->  sum(scatter_add(0, G, i)), where that is there anyhow
 
 Invariant: same values up to the order of summation; the indices are checked as before.
 """
@@ -41,12 +42,17 @@ class TableProducts:
         renamed: dict[Value, Value] = {}
         changed = False
         makers = graph.producers()
+        added = self._added(graph, makers)
         with builder:
             for node in graph.nodes:
+                rows = _summed(node, added)
                 if renamed and any(v in renamed for v in node.inputs):
                     node = node.with_inputs(renamed.get(v, v) for v in node.inputs)
                 builder.locate(node.loc, node.scope, node.origin)
-                found = self._rewritten(node, makers, builder)
+                if rows is None:
+                    found = self._rewritten(node, makers, builder)
+                else:
+                    found = _total(node, rows, builder)
                 if found is None:
                     builder.append(node)
                 else:
@@ -56,6 +62,18 @@ class TableProducts:
             return graph
         outputs = [renamed.get(v, v) for v in graph.outputs]
         return builder.finish(outputs, graph.output_names, graph.aliases)
+
+    def _added(self, graph: Graph, makers: Mapping[Value, Node]) -> dict[Value, _Rows]:
+        """What the products to be rewritten add up by the rows of a table."""
+        found: dict[Value, _Rows] = {}
+        for node in graph.nodes:
+            if node.op.name != "dot_general" or node.attrs["batch"] != ((), ()):
+                continue
+            for side in (0, 1):
+                rows = _rows(node.inputs[side], makers)
+                if rows is not None and self._smaller(rows) and _over_rows(node, side, rows):
+                    found[node.inputs[1 - side]] = rows
+        return found
 
     def _rewritten(
         self, node: Node, makers: Mapping[Value, Node], builder: Builder
@@ -140,11 +158,31 @@ def _product(node: Node, side: int, rows: _Rows, builder: Builder) -> Expr | Non
         product = _dot(table, other, ((1,), theirs))
         out: Expr = lookup("gather")(product, rows.at(builder), axes=(0,), wrap=rows.wrap)
         return out
-    over_rows = tuple(range(rank))
-    if mine == theirs == over_rows and other.ndim == rank + 1:
+    if _over_rows(node, side, rows):
         total = rows.added(other)
         return _dot(total, table, ((0,), (0,))) if side else _dot(table, total, ((0,), (0,)))
     return None
+
+
+def _over_rows(node: Node, side: int, rows: _Rows) -> bool:
+    """Whether a product adds up over the rows that its operand `side` is, as does a sum over all
+    axes of the other operand but the last."""
+    rank = rows.indices.type.ndim
+    every = (tuple(range(rank)),) * 2
+    return bool(node.attrs["contract"] == every) and node.inputs[1 - side].type.ndim == rank + 1
+
+
+def _summed(node: Node, added: Mapping[Value, _Rows]) -> _Rows | None:
+    """The rows by which a total over all axes but the last is there in part."""
+    if node.op.name != "sum" or node.inputs[0] not in added or node.attrs["keepdims"]:
+        return None
+    rank = node.inputs[0].type.ndim - 1
+    return added[node.inputs[0]] if sorted(node.attrs["axes"]) == list(range(rank)) else None
+
+
+def _total(node: Node, rows: _Rows, builder: Builder) -> Expr:
+    out: Expr = lookup("sum")(rows.added(Expr(node.inputs[0], builder)), axes=(0,), keepdims=False)
+    return out
 
 
 def _dot(a: Expr, b: Expr, contract: tuple[tuple[int, ...], tuple[int, ...]]) -> Expr:

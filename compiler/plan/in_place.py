@@ -6,6 +6,8 @@ run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from retrograde.compiler.ir.dims import same
 from retrograde.compiler.ir.graph import same_shape
 from retrograde.compiler.ir.registry import Kind
@@ -19,8 +21,10 @@ from retrograde.compiler.plan.steps import (
     Step,
     Tile,
     reads,
+    walk_all,
+    writes,
 )
-from retrograde.compiler.plan.views import View
+from retrograde.compiler.plan.views import Operand, Storage, Turn, View
 
 
 def takes_over(step: Step, old: View, new: View) -> bool:
@@ -39,6 +43,27 @@ def takes_over(step: Step, old: View, new: View) -> bool:
     if isinstance(step, (CopyStep, MatmulStep)):
         return not any(v.storage is old.storage for v in reads(step))
     return False
+
+
+def made_in(
+    steps: Sequence[Step], place: View, new: Operand, merged: list[tuple[Storage, Storage]]
+) -> bool:
+    """Whether the new carry can be written right where the old one lies, by the only one of `steps`
+    that writes it; then it is, and `merged` tells so."""
+    if not isinstance(new, View) or isinstance(new, Turn) or new.storage.kind != "value":
+        return False
+    if any(storage is new.storage for storage, _ in merged):
+        return False
+    writers = [s for s in walk_all(steps) if any(v.storage is new.storage for v in writes(s))]
+    if len(writers) != 1 or writers[0] not in steps:
+        return False
+    after = steps[steps.index(writers[0]) + 1 :]
+    if any(v.storage is place.storage for s in after for v in (*reads(s), *writes(s))):
+        return False
+    if not takes_over(writers[0], place, new):
+        return False
+    merged.append((new.storage, place.storage))
+    return True
 
 
 def _fused_takes_over(step: FusedStep, old: View, new: View) -> bool:

@@ -24,13 +24,13 @@ from retrograde.compiler.passes.spaces import gathers, sums_rows
 from retrograde.compiler.plan import flash
 from retrograde.compiler.plan.cross_entropy import head_memory
 from retrograde.compiler.plan.fused import lower_fused, lower_rows
+from retrograde.compiler.plan.lower_scan import lower_scan, updates_of
 from retrograde.compiler.plan.lower_segments import lower_replay, lower_sweep
 from retrograde.compiler.plan.matmul import matrices
 from retrograde.compiler.plan.rowwise import with_rows, with_split
 from retrograde.compiler.plan.steps import (
     BranchStep,
     CopyStep,
-    LoopStep,
     MatmulStep,
     OpStep,
     PackStep,
@@ -48,7 +48,6 @@ from retrograde.compiler.plan.views import (
     View,
     new_view,
     scratch,
-    turn_of,
 )
 
 SLICE = 16384  # elements that one thread totals, in their order
@@ -132,7 +131,7 @@ class Lowering:
             lowered = lower_rows if self.native else lower_fused
             self.steps.append(lowered(node, operands, results, self.threads))
         elif name == "scan":
-            self._scan(node)
+            self.steps.append(lower_scan(self, node))
         elif name == "cond":
             self._cond(node)
         elif name == "while":
@@ -326,54 +325,18 @@ class Lowering:
         self.steps.append(MatmulStep(node, (left, right), (matrix,), panels, blas))
 
     def _packed(self, matrix: View, node: Node) -> View:
-        """The panels of the right operand of a product."""
+        """The panels of the right operand of a product; of two products by one array they are made
+        once, unless it is there all the time, as weights are: then panels would be, too."""
+        if matrix.storage.kind == "value":
+            for step in self.steps:
+                if isinstance(step, PackStep) and step.operand.equals(matrix):
+                    return step.result
         k, n = matrix.shape[-2:]
         elements = dims.product(matrix.shape[:-2]) * k * dims.align(n, PANEL)
         dtype = f32 if matrix.dtype.bytes == 2 else matrix.dtype
         panels = scratch(elements, dtype, node.place)
         self.steps.append(PackStep(node, matrix, panels))
         return panels
-
-    def _scan(self, node: Node) -> None:
-        body: Graph = node.attrs["body"]
-        n, m = node.attrs["carries"], node.attrs["carries"] + node.attrs["slices"]
-        inner = self.inside()
-        carries, slices = [], []
-        for v, b in zip(node.inputs[:n], body.inputs[:n], strict=True):
-            place = new_view(b.type, "value", "carry", node.place)
-            carries.append((self.places[v], place))
-            inner.places[b] = place
-        moving = _Moving(node)
-        captured = self.captures(inner, zip(node.inputs[m:], body.inputs[m:], strict=True))
-        for v, b in zip(node.inputs[n:m], body.inputs[n:m], strict=True):
-            whole = self.view_of(v, node)
-            turn = inner.places[b] = moving.slice(b, whole) or new_view(
-                b.type, "value", "slice", node.place
-            )
-            if isinstance(turn, Turn):
-                captured.append(whole)
-            else:
-                slices.append((whole, turn))
-        wholes = [self.result(node, v) for v in node.outputs[n:]]
-        inner.run(body, moving.results(wholes))
-        captured += self.hoisted(inner, captured)
-        results = inner.carried(body.outputs[:n], [place for _, place in carries], node)
-        stacked, direct = [], []
-        for v, whole in zip(body.outputs[n:], wholes, strict=True):
-            made = inner.places[v]
-            if isinstance(made, Turn) and made.stacked is whole:
-                direct.append(whole)
-            else:
-                stacked.append((made, whole))
-        for v, (_, place) in zip(node.outputs[:n], carries, strict=True):
-            self.places[v] = place
-        updates = _updates(results, carries)
-        self.steps.append(
-            LoopStep(
-                node, node.attrs["length"], node.attrs["reverse"], tuple(carries), tuple(slices),
-                tuple(inner.steps), updates, tuple(stacked), tuple(captured), tuple(direct), node,
-            )
-        )  # fmt: skip
 
     def hoisted(self, inner: Lowering, captured: Sequence[View]) -> list[View]:
         """Packs before a loop, once, what each of its turns would: the panels."""
@@ -445,7 +408,7 @@ class Lowering:
             inner.run(graph)
             lowered.append(inner)
         condition, body = lowered
-        updates = _updates(body.carried(node.attrs["body"].outputs, homes, node), carries)
+        updates = updates_of(body.carried(node.attrs["body"].outputs, homes, node), carries)
         self.places.update(zip(node.outputs, homes, strict=True))
         self.steps.append(
             WhileStep(
@@ -460,52 +423,6 @@ class Lowering:
         copy = new_view(TensorType(view.dtype, view.shape), "value", "carry", node.place)
         self.steps.append(CopyStep(view, copy, "carries that change places", node))
         return copy
-
-
-class _Moving:
-    """What the body of a loop reads and writes where it lies, turn by turn: slices and results that
-    only elementwise steps touch.  In a ragged loop nothing: its steps are cut to rows."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.body: Graph = node.attrs["body"]
-        self.users = self.body.users()
-
-    def slice(self, b: Value, whole: View) -> Turn | None:
-        """The moving view for a slice of `whole`; None where it has to be copied."""
-        if not whole.contiguous or b in self.body.outputs or not self._elementwise(b):
-            return None
-        return turn_of(whole, self.node)
-
-    def results(self, wholes: Sequence[View]) -> dict[Value, View]:
-        """The step results that can be written to their place in a stacked result."""
-        made = self.body.producers()
-        outputs = self.body.outputs
-        return {
-            v: turn_of(whole, self.node)
-            for v, whole in zip(outputs[self.node.attrs["carries"] :], wholes, strict=True)
-            if whole.contiguous and outputs.count(v) == 1 and self._elementwise(v)
-            and v in made and _is_elementwise(made[v])
-        }  # fmt: skip
-
-    def _elementwise(self, v: Value) -> bool:
-        if self.node.attrs.get("live") is not None:
-            return False
-        return all(map(_is_elementwise, self.users.get(v, ())))
-
-
-def _is_elementwise(node: Node) -> bool:
-    return node.op.name == "fused" or (
-        node.op.kind is Kind.ELEMENTWISE and node.op.numpy is not None
-    )
-
-
-def _updates(
-    new: Sequence[Operand], carries: Sequence[tuple[Operand, View]]
-) -> tuple[tuple[Operand, View], ...]:
-    """What is copied to the places of the carries at the end of a turn."""
-    pairs = zip(new, carries, strict=False)
-    return tuple((x, place) for x, (_, place) in pairs if not place.equals(x))
 
 
 def _wanted(branch: Graph, results: Sequence[View]) -> dict[Value, View]:

@@ -13,7 +13,7 @@ from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ops.scan import parts
 from retrograde.compiler.ops.segments import ReplayParts
-from retrograde.compiler.plan.in_place import takes_over
+from retrograde.compiler.plan.in_place import made_in
 from retrograde.compiler.plan.steps import (
     CopyStep,
     PartStep,
@@ -21,9 +21,6 @@ from retrograde.compiler.plan.steps import (
     Segments,
     Step,
     SweepStep,
-    reads,
-    walk_all,
-    writes,
 )
 from retrograde.compiler.plan.views import Operand, View, new_view
 
@@ -168,25 +165,6 @@ class _Run:
         for v, whole in zip(self.graph.outputs[k:m], stacked, strict=True):
             self.steps.append(PartStep(self.node, self.inner.places[v], whole, back=True))
         for new, place in zip(results, places, strict=True):
-            if place.equals(new) or self._made_in(place, new):
+            if place.equals(new) or made_in(self.steps, place, new, self.outer.merged):
                 continue
             self.steps.append(CopyStep(new, place, "the carry of the next segment", self.node))
-
-    def _made_in(self, place: View, new: Operand) -> bool:
-        """Whether the new carry can be written right where the old one lies, and then is."""
-        if not isinstance(new, View) or new.storage.kind != "value":
-            return False
-        if any(storage is new.storage for storage, _ in self.outer.merged):
-            return False
-        writers = [
-            s for s in walk_all(self.steps) if any(v.storage is new.storage for v in writes(s))
-        ]
-        if len(writers) != 1 or writers[0] not in self.steps:
-            return False
-        after = self.steps[self.steps.index(writers[0]) + 1 :]
-        if any(v.storage is place.storage for s in after for v in (*reads(s), *writes(s))):
-            return False
-        if not takes_over(writers[0], place, new):
-            return False
-        self.outer.merged.append((new.storage, place.storage))
-        return True

@@ -37,9 +37,11 @@
 #define RG_GEMM_WIDE 2
 #endif
 
-/* The longest block of k; how many rows are worked on at a time, so that their block of a stays in
- * the second cache; how many bytes of stack hold them where a is packed. */
+/* The longest block of k, half of it for sums longer than RG_GEMM_LONG; how many rows are worked on
+ * at a time, so that their block of a stays in the second cache; how many bytes of stack hold them
+ * where a is packed. */
 #define RG_GEMM_K 512
+#define RG_GEMM_LONG 2048
 #define RG_GEMM_GROUP 72
 #define RG_GEMM_STACK (96 * 1024)
 
@@ -231,6 +233,8 @@ RG_INLINE rg_gv_f64 rg_gemm_lanes_f64(rg_gv_f64 a, rg_gv_f64 b, rg_gv_f64 c) {
         }                                                                                          \
     }
 
+/* Copies of a known length are a move or two. */
+#define RG_GEMM_ROWS_CASE(T, H) case H: memcpy(to, from, H * sizeof(T)); break;
 #define RG_GEMM_CASE(T, H)                                                                         \
     case H: rg_gemm_tile_##T##_##H(c, sc, a, sm, sk, b, sb, k, add, next, ahead); break;
 #define RG_GEMM_HALF_CASE(T, H)                                                                    \
@@ -251,9 +255,11 @@ RG_INLINE rg_gv_f64 rg_gemm_lanes_f64(rg_gv_f64 a, rg_gv_f64 b, rg_gv_f64 c) {
 #define RG_GEMM_WIDE_HEIGHTS(X, T) X(T, 1) X(T, 2)
 #endif
 
-/* How long the blocks of a sum over k are: as few as RG_GEMM_K allows, and about equal. */
+/* How long the blocks of a sum over k are: as few as RG_GEMM_K allows, and about equal.  Sums that
+ * are very long are gradients of weights: few rows, for which a block of a panel should lie in the
+ * first cache. */
 RG_INLINE i64 rg_gemm_block(i64 k) {
-    const i64 blocks = (k + RG_GEMM_K - 1) / RG_GEMM_K;
+    const i64 most = k > RG_GEMM_LONG ? RG_GEMM_K / 2 : RG_GEMM_K, blocks = (k + most - 1) / most;
     return blocks <= 1 ? k : ((k + blocks - 1) / blocks + 7) / 8 * 8;
 }
 
@@ -293,10 +299,11 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
                 const i64 h = rows + (t < more);                                                   \
                 const T *from = a + (k0 + l) * sk + r * sm;                                        \
                 T *to = out + (r - r0) * count + l * h;                                            \
-                if (sm == 1 && h == RG_GEMM_ROWS)                                                  \
-                    memcpy(to, from, RG_GEMM_ROWS * sizeof(T));                                    \
-                else                                                                               \
+                if (sm == 1) {                                                                     \
+                    switch (h) { RG_GEMM_HEIGHTS(RG_GEMM_ROWS_CASE, T) }                           \
+                } else {                                                                           \
                     for (i64 i = 0; i < h; i++) to[i] = from[i * sm];                              \
+                }                                                                                  \
                 r += h;                                                                            \
             }                                                                                      \
         }                                                                                          \
@@ -350,13 +357,13 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
     RG_INLINE void rg_gemm_core_##T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, i64 sb,  \
                                     i64 sp, i64 m, i64 n, i64 k, i64 odd, int add) {               \
         enum { NR = RG_NR_##T, ROWS = RG_GEMM_ROWS, LINE = 64 / (int)sizeof(T) };                  \
-        enum { STACK = RG_GEMM_STACK / (int)sizeof(T), PACKED = STACK / RG_GEMM_K / ROWS };        \
+        enum { STACK = RG_GEMM_STACK / (int)sizeof(T) };                                           \
         T edge[ROWS * NR];                                                                         \
         T packed[STACK];                                                                           \
         if (m <= 0 || n <= 0) return;                                                              \
         const i64 tiles = (m + ROWS - 1) / ROWS, rows = m / tiles, more = m % tiles;               \
-        const i64 group = sk == 1 ? RG_GEMM_GROUP / ROWS : PACKED;                                 \
         const i64 block = rg_gemm_block(k), panels = (n + NR - 1) / NR;                            \
+        const i64 group = sk == 1 ? RG_GEMM_GROUP / ROWS : STACK / ROWS / rg_max(block, 1);        \
         for (i64 t0 = 0; t0 < tiles; t0 += group) {                                                \
             const i64 t1 = rg_min(t0 + group, tiles), t2 = rg_min(t1 + group, tiles);              \
             const i64 r0 = t0 * rows + rg_min(t0, more), r1 = t1 * rows + rg_min(t1, more);        \
