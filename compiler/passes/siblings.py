@@ -26,11 +26,13 @@ class Siblings:
         self.users = graph.users()
         self.returned = set(graph.outputs)
         self.apart: dict[tuple[Value, Node, Node], str] = {}
+        self.nodes = graph.nodes
+        self.reader = {n: c for c in clustering.clusters for n in c.members}
 
     def run(self) -> None:
         """Takes the arrays in the order of their first readers, each with those who read all of
         it, element by element."""
-        reader = {n: c for c in self.clustering.clusters for n in c.members}
+        reader = self.reader
         for v, nodes in self.users.items():
             if len(nodes) < 2 and v not in self.clustering.home:
                 continue
@@ -66,10 +68,13 @@ class Siblings:
         return ""
 
     def _both_ways(self, a: Cluster, b: Cluster, v: Value) -> bool:
-        """Whether `b` goes back from where `a` went forward, and computes nothing again."""
+        """Whether `b` goes back from where `a` went forward, and computes nothing again, unless it
+        runs next: then what it computes again is at hand."""
+        if UPDATE in (a.phase, b.phase):
+            return False
         again = any(n.origin.role == "recompute" for n in b.members)
         made = any(v in n.outputs for n in a.members)
-        return made and UPDATE not in (a.phase, b.phase) and not again
+        return (made and not again) or self._next(a, b)
 
     def _longer(self, a: Cluster, b: Cluster, v: Value) -> bool:
         """Whether an array of the space would be made earlier, or read later, than it is now."""
@@ -82,7 +87,7 @@ class Siblings:
             and same_shape(w.shape, v.shape)
         ]  # fmt: skip
         if between:
-            return len(self._large(b, v)) > len(gone)
+            return len(self._large(b, v)) > len(gone) and not self._next(a, b)
         if not self._own(a, b, v) and (not self._large(a, v) or self._next(a, b)):
             return False
         return bool(self._own(b, a, v) or self._large(b, v))
@@ -97,9 +102,10 @@ class Siblings:
     def _next(self, a: Cluster, b: Cluster) -> bool:
         """Whether nothing is computed between the first nodes of two clusters."""
         return not any(
-            a.first < c.first < b.first and any(n.op.kind not in _STILL for n in c.members)
-            for c in self.clustering.clusters
-        )
+            n.op.kind not in _STILL
+            and (c := self.reader[n]) is not a and c is not b and c.first > a.first
+            for n in self.nodes[a.first + 1 : b.first]
+        )  # fmt: skip
 
     def _large(self, c: Cluster, v: Value) -> list[Value]:
         """The results of a cluster that are as large as `v`."""
