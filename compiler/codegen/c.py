@@ -119,7 +119,7 @@ class _Rows(RowPrinter):
         streamed = [j for j in range(len(self.results)) if self._past(j)]
         head += [self._decided(j) for j in streamed]
         if streamed:
-            rows = [*rows, "rg_streamed();"]
+            rows = [*rows, f"if ({' | '.join(f'p{j}' for j in streamed)}) rg_streamed();"]
         places = arrays + len(k.sweeps.dtypes)
         sizes = [f"const i64 n{i} = a[{places + i}];" for i in range(len(self.size.open))]
         lines = [f"  {line}" for line in [*sizes, *head, *rows, "return RG_OK;"]]
@@ -262,11 +262,12 @@ class _Rows(RowPrinter):
         first, last = ("lo", "hi") if self.flat else ("0", self.size(self.kernel.inner))
         if self.past:
             through = " | ".join(map(self._through, self.past))
+            through = f"({through})" if len(self.past) > 1 else through
             body = ["const i64 i = at + l;", *body]
             loop = nested(f"for (i64 l = 0; l < {AT_ONCE}; l++)", body)
             lines = [*self._starts(AT_ONCE), "RG_SIMD", *loop, *self._streams(AT_ONCE)]
             lines += [] if self.flat or len(self.kernel.sweeps.sweeps) < 2 else self._ahead(AT_ONCE)
-            head = f"for (; ({through}) && at + {AT_ONCE} <= {last}; at += {AT_ONCE})"
+            head = f"for (; {through} && at + {AT_ONCE} <= {last}; at += {AT_ONCE})"
             rest = nested(f"for (i64 l = 0; l < {last} - at; l++)", body)
             lines = [*nested(head, lines), *self._starts(0), "RG_SIMD", *rest]
             return ["{", *(f"  {line}" for line in (f"i64 at = {first};", *lines)), "}"]
