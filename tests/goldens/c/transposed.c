@@ -10,7 +10,7 @@ static i64 k0(const i64 *a, i64 lo, i64 hi, i64 part) {
     const f32 v0 = 0.0f;
     {
       i64 at = 0;
-      for (; (p0r) && at + 64 <= n0; at += 64) {
+      for (; p0r && at + 64 <= n0; at += 64) {
         f32 t0[64] __attribute__((aligned(64)));
         f32 *const w0 = p0r ? t0 : y0r + at;
         RG_SIMD
@@ -32,6 +32,6 @@ static i64 k0(const i64 *a, i64 lo, i64 hi, i64 part) {
       }
     }
   }
-  rg_streamed();
+  if (p0) rg_streamed();
   return RG_OK;
 }
