@@ -31,7 +31,12 @@ class RowProblem:
 
     @property
     def footprint(self) -> int:
-        """Bytes that have to move: x and g are read, y and dx are written."""
+        """Bytes that have to move: x and g are read, y and dx are written.
+
+        Gain, bias and their gradients are 4 KiB each and left out.  The copy beside it
+        (benchmarks/calibration.py) moves as many bytes, half read and half written, with memcpy on
+        as many threads.  Whatever else a kernel moves counts against it: y read again, and lines
+        that are read because they are about to be overwritten."""
         return 4 * 4 * self.rows * self.columns
 
     @property

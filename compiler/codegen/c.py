@@ -1,8 +1,9 @@
 """The C printer of kernels over rows: `RowKernel` -> the text of a function and its arguments.
 
-Loops are plain: the C compiler turns them into vector code.  Totals run in a fixed number of lanes,
-which are added in a fixed order, so that they do not depend on the width of vectors.  Invariant:
-nothing of a user's text is printed.
+Loops are plain: the C compiler turns them into vector code.  Totals run in a fixed number of
+lanes, which are added in a fixed order, so that they do not depend on the width of vectors.
+Arrays that no cache holds are written past the caches, a few lines at a time, and read ahead; that
+changes no bit.  Invariant: nothing of a user's text is printed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from retrograde.compiler.codegen.cstyle import (
     register_type,
     store,
 )
-from retrograde.compiler.codegen.kernel import RowKernel
+from retrograde.compiler.codegen.kernel import Array, RowKernel
 from retrograde.compiler.codegen.row_printer import RowPrinter, nested, pointer
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
@@ -29,9 +30,13 @@ from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import Node
 from retrograde.compiler.passes.spaces import to_one
 from retrograde.compiler.plan.fused import ROWS, partial_width
+from retrograde.compiler.plan.sweeps import FAR, Sweep, far
 from retrograde.compiler.plan.views import View
 
 LANES = 32  # of a total; two vectors of f32 in flight with AVX-512
+AT_ONCE = 64  # elements that are written past the caches together: reading goes on meanwhile
+NEAREST = 1024  # elements ahead that are asked for at least; else a row
+LONGEST = 16384  # elements of a row that is asked for ahead: of longer ones the processor does that
 HEAD = "static i64 @(const i64 *a, i64 lo, i64 hi, i64 part) {"
 
 
@@ -84,7 +89,13 @@ def fill_function(out: View, size: Dim, counts: bool) -> Function:
 
 
 class _Rows(RowPrinter):
-    """Rows lo to hi are one thread's; lanes of a total are elements of an array."""
+    """Rows lo to hi are one thread's; lanes of a total are elements of an array.
+
+    Names: p0 is whether result 0 is written past the caches, p0r this row of it, w0 where elements
+    at work are written, t0 the lines that go past the caches from there."""
+
+    past: tuple[int, ...] = ()  # the results of the sweep at work that may go past the caches
+    loop: int = 0  # the number of the sweep at work
 
     def function(self) -> Function:
         k, pointers = self.kernel, self.pointers
@@ -105,6 +116,10 @@ class _Rows(RowPrinter):
             width, kind = self.size(padded(k.inner, dtype)), memory_type(dtype)
             at = arrays + b
             head.append(f"{kind} *const b{b} = ({kind} *)a[{at}] + part * {width};")
+        streamed = [j for j in range(len(self.results)) if self._past(j)]
+        head += [self._decided(j) for j in streamed]
+        if streamed:
+            rows = [*rows, f"if ({' | '.join(f'p{j}' for j in streamed)}) rg_streamed();"]
         places = arrays + len(k.sweeps.dtypes)
         sizes = [f"const i64 n{i} = a[{places + i}];" for i in range(len(self.size.open))]
         lines = [f"  {line}" for line in [*sizes, *head, *rows, "return RG_OK;"]]
@@ -149,8 +164,113 @@ class _Rows(RowPrinter):
             lines.append(f"for (int l = 0; l < {lanes}; l++) s[l] += s[l + {lanes}];")
         return ["{", *(f"  {line}" for line in (*lines, f"{name}[0] = s[0];")), "}"]
 
+    def _past(self, j: int) -> bool:
+        """Whether result j may be written past the caches: not where it is read again."""
+        k, y = self.kernel, self.results[j][1]
+        return (
+            y.dtype.bytes * LANES % LINE == 0 and dims.same(y.inner, 1)
+            and j not in self.sums and k.body.outputs[j] not in k.sweeps.rows
+            and j not in k.sweeps.results.values() and self._far(y) is not False
+        )  # fmt: skip
+
+    def _far(self, y: Array) -> bool | None:
+        return far((*self.kernel.outer, self.kernel.inner), y.dtype)
+
+    def _large(self, y: Array) -> list[str]:
+        """The conditions under which no cache holds an array over the space."""
+        if self._far(y):
+            return []
+        count = " * ".join(self.size(d) for d in (*self.kernel.outer, self.kernel.inner))
+        return [f"{count} >= {FAR // y.dtype.bytes}"]
+
+    def _decided(self, j: int) -> str:
+        """Where a result takes the place of an operand, its lines are in the cache."""
+        name, y = self.results[j]
+        apart = [f"(u64){name} != (u64){x}" for x, _ in self.operands.values()]
+        line = [f"rg_on_line({name})"] if self.flat else []
+        return f"const i64 p{j} = {' && '.join([*self._large(y), *apart, *line]) or '1'};"
+
+    def _element(
+        self, sweep: Sweep, stores: Sequence[int], totals: Sequence[tuple[str, Node]]
+    ) -> list[str]:
+        self.past = tuple(j for j in stores if self._past(j))
+        self.loop = self.kernel.sweeps.sweeps.index(sweep)
+        return super()._element(sweep, stores, totals)
+
+    def _ahead(self, count: int) -> list[str]:
+        """Asks for the next row, after `count` elements from `at` on: rows of a few KiB are too
+        short for the processor to see where reading goes on.  All sweeps ask for a part, so that
+        reading does not wait for computing."""
+        k, lines = self.kernel, []
+        sweeps = len(k.sweeps.sweeps)
+        if isinstance(k.inner, int) and k.inner > LONGEST:
+            return []
+        n = self.size(k.inner)
+        for v, (name, x) in self.operands.items():
+            rows_on = len(k.outer) == 1 and dims.same(x.outer[0], k.inner) and dims.same(x.inner, 1)
+            if v in k.sweeps.rows or not rows_on or self._far(x) is False:
+                continue
+            conditions = self._large(x)
+            step = f"rg_max({n}, {NEAREST})"
+            if isinstance(k.inner, int):
+                step = str(max(k.inner, NEAREST))
+            else:
+                conditions.append(f"{n} <= {LONGEST}")
+            only = f"if ({' && '.join(conditions)}) " if conditions else ""
+            done = f"({self.loop} * {n} + at)" if self.loop else "at"
+            part = f"{done} / {sweeps}" if sweeps > 1 else done
+            bytes = -(-count * x.dtype.bytes // sweeps // LINE) * LINE
+            lines.append(f"{only}rg_ahead({name}r + {step} + {part}, {bytes});")
+        return lines
+
+    def _stored(self, j: int, at: str) -> str:
+        if j not in self.past:
+            return super()._stored(j, at)
+        value = self.names[self.kernel.body.outputs[j]]
+        return f"w{j}[l] = {store(self.results[j][1].dtype, value)};"
+
+    def _starts(self, count: int) -> list[str]:
+        """Where `count` elements from `at` on are written; 0 for a rest, which no line holds."""
+        lines = []
+        for j in self.past:
+            y, kind = self.results[j], memory_type(self.results[j][1].dtype)
+            place = f"{self._row(y)} + at"
+            if count:
+                lines.append(f"{kind} t{j}[{count}] __attribute__((aligned({LINE})));")
+                place = f"{self._through(j)} ? t{j} : {place}"
+            lines.append(f"{kind} *const w{j} = {place};")
+        return lines
+
+    def _through(self, j: int) -> str:
+        return f"p{j}" if self.flat else f"p{j}r"
+
+    def _streams(self, count: int) -> list[str]:
+        return [
+            f"if ({self._through(j)}) rg_stream({self._row(self.results[j])} + at, t{j}, "
+            f"{count * self.results[j][1].dtype.bytes});"
+            for j in self.past
+        ]
+
+    def row_starts(self) -> list[str]:
+        lines = super().row_starts()
+        for j, (name, _) in enumerate(self.results):
+            if self._past(j):
+                lines.append(f"const i64 p{j}r = p{j} && rg_on_line({name}r);")
+        return lines
+
     def elements(self, body: Sequence[str]) -> list[str]:
         first, last = ("lo", "hi") if self.flat else ("0", self.size(self.kernel.inner))
+        if self.past:
+            through = " | ".join(map(self._through, self.past))
+            through = f"({through})" if len(self.past) > 1 else through
+            body = ["const i64 i = at + l;", *body]
+            loop = nested(f"for (i64 l = 0; l < {AT_ONCE}; l++)", body)
+            lines = [*self._starts(AT_ONCE), "RG_SIMD", *loop, *self._streams(AT_ONCE)]
+            lines += [] if self.flat or len(self.kernel.sweeps.sweeps) < 2 else self._ahead(AT_ONCE)
+            head = f"for (; {through} && at + {AT_ONCE} <= {last}; at += {AT_ONCE})"
+            rest = nested(f"for (i64 l = 0; l < {last} - at; l++)", body)
+            lines = [*nested(head, lines), *self._starts(0), "RG_SIMD", *rest]
+            return ["{", *(f"  {line}" for line in (f"i64 at = {first};", *lines)), "}"]
         return ["RG_SIMD", *nested(f"for (i64 i = {first}; i < {last}; i++)", body)]
 
     def totalled(
@@ -163,13 +283,14 @@ class _Rows(RowPrinter):
             lines.append(f"{register_type(node.output.dtype)} {name}[{LANES}];")
             lines.append(f"for (int l = 0; l < {LANES}; l++) {name}[l] = {identity(node)};")
 
-        def run(lanes: str) -> list[str]:
+        def run(lanes: str, whole: int) -> list[str]:
             loop = nested(f"for (i64 l = 0; l < {lanes}; l++)", ["const i64 i = at + l;", *body])
-            return [f"const i64 at = {done};", "RG_SIMD", *loop]
+            lines = [f"const i64 at = {done};", *self._starts(whole), "RG_SIMD", *loop]
+            return [*lines, *self._streams(whole), *self._ahead(whole)] if whole else lines
 
         step = f"{done} + {LANES} <= {n}; {done} += {LANES}"
-        lines += [f"i64 {done} = 0;", *nested(f"for (; {step})", run(str(LANES)))]
-        lines += ["{", *(f"  {line}" for line in run(f"{n} - at")), "}"]
+        lines += [f"i64 {done} = 0;", *nested(f"for (; {step})", run(str(LANES), LANES))]
+        lines += ["{", *(f"  {line}" for line in run(f"{n} - at", 0)), "}"]
         for name, node in totals:
             lines += folded(node, name, LANES, "")
         return lines

@@ -7,7 +7,7 @@ lives longer for it.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right, insort, insort
 from collections.abc import Iterator
 
 from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
@@ -28,11 +28,12 @@ class Siblings:
         self.returned = set(graph.outputs)
         self.apart: dict[tuple[Value, Node, Node], str] = {}
         self.starts = sorted(c.first for c in clustering.clusters if _computes(c))
+        self.reader = {n: c for c in clustering.clusters for n in c.members}
 
     def run(self) -> None:
         """Takes the arrays in the order of their first readers, each with those who read all of
         it, element by element."""
-        reader = {n: c for c in self.clustering.clusters for n in c.members}
+        reader = self.reader
         for v, nodes in self.users.items():
             if len(nodes) < 2 and v not in self.clustering.home:
                 continue
@@ -63,8 +64,10 @@ class Siblings:
         if self._longer(a, b, v):
             return LONGER
         before = [c.first for c in (a, b) if _computes(c)]
+        firsts = a.first, b.first
         if why := self.clustering.merged(a, b):
             return why
+        self._joined(*firsts)
         for first in before:
             self.starts.remove(first)
         if before:
@@ -73,10 +76,13 @@ class Siblings:
         return ""
 
     def _both_ways(self, a: Cluster, b: Cluster, v: Value) -> bool:
-        """Whether `b` goes back from where `a` went forward, and computes nothing again."""
+        """Whether `b` goes back from where `a` went forward, and computes nothing again, unless it
+        runs next: then what it computes again is at hand."""
+        if UPDATE in (a.phase, b.phase):
+            return False
         again = any(n.origin.role == "recompute" for n in b.members)
         made = any(v in n.outputs for n in a.members)
-        return made and UPDATE not in (a.phase, b.phase) and not again
+        return (made and not again) or self._next(a, b)
 
     def _longer(self, a: Cluster, b: Cluster, v: Value) -> bool:
         """Whether an array of the space would be made earlier, or read later, than it is now."""
@@ -89,7 +95,7 @@ class Siblings:
             and same_shape(w.shape, v.shape)
         ]  # fmt: skip
         if between:
-            return len(self._large(b, v)) > len(gone)
+            return len(self._large(b, v)) > len(gone) and not self._next(a, b)
         if not self._own(a, b, v) and (not self._large(a, v) or self._next(a, b)):
             return False
         return bool(self._own(b, a, v) or self._large(b, v))
@@ -104,6 +110,14 @@ class Siblings:
     def _next(self, a: Cluster, b: Cluster) -> bool:
         """Whether nothing is computed between the first nodes of two clusters."""
         return bisect_right(self.starts, a.first) >= bisect_left(self.starts, b.first)
+
+    def _joined(self, first: int, second: int) -> None:
+        """Notes that two clusters that began there are one."""
+        for start in (first, second):
+            at = bisect_left(self.starts, start)
+            if at < len(self.starts) and self.starts[at] == start:
+                del self.starts[at]
+        insort(self.starts, min(first, second))
 
     def _large(self, c: Cluster, v: Value) -> list[Value]:
         """The results of a cluster that are as large as `v`."""

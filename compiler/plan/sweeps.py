@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
@@ -20,6 +21,7 @@ from retrograde.compiler.passes.spaces import gathers, sums_rows
 from retrograde.compiler.plan.views import View
 
 CHEAP = 3  # operations an element: computed again rather than kept
+FAR = 32 << 20  # bytes of an array that no cache holds until it is read: written past the caches
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,12 @@ class Sweeps:
 def sweeps_of(body: Graph, shape: Sequence[Dim], results: Sequence[View]) -> Sweeps:
     """The sweeps of a region over the space `shape`, whose results lie at `results`."""
     return _Planner(body, shape, results).plan()
+
+
+def far(space: Sequence[Dim], dtype: DType) -> bool | None:
+    """Whether an array over a space is too large for the caches; None where sizes will tell."""
+    size = dims.product(space)
+    return size * dtype.bytes >= FAR if isinstance(size, int) else None
 
 
 def is_row(v: Value, shape: Sequence[Dim]) -> bool:
@@ -124,7 +132,7 @@ class _Planner:
                 totals[at].append(node)
                 for v in node.inputs:
                     self._need(v, at, needed, reads)
-        places = self._places()
+        places = self._places(reads)
         order = {n: i for i, n in enumerate(body.nodes)}
         after = tuple(count if v in self.sums else self.level[v] for v in body.outputs)
         sweeps = tuple(
@@ -141,7 +149,7 @@ class _Planner:
         )
         return Sweeps(
             tuple(self._row_nodes(-1)), sweeps, frozenset(self.rows), places[0], places[1],
-            tuple(v.dtype for v in places[0]), after,
+            tuple({b: v.dtype for v, b in places[0].items()}.values()), after,
         )  # fmt: skip
 
     def _row_nodes(self, level: int) -> list[Node]:
@@ -186,16 +194,33 @@ class _Planner:
             work.extend(node.inputs)
         return True
 
-    def _places(self) -> tuple[dict[Value, int], dict[Value, int]]:
-        """What is kept in working memory, and what is read again from a result."""
+    def _places(
+        self, reads: Sequence[set[Value]]
+    ) -> tuple[dict[Value, int], dict[Value, int]]:
+        """What is kept in working memory, and what is read again from a result.  A row of working
+        memory holds the next value from the sweep on that last reads the one before."""
         buffers: dict[Value, int] = {}
         again: dict[Value, int] = {}
-        for v in self.kept:
+        free_from: list[int] = []  # by row of working memory
+        dtypes: list[DType] = []
+        for v in sorted(self.kept, key=self.level.__getitem__):
             j = next((j for j, w in enumerate(self.body.outputs) if w is v), None)
-            if j is not None and v.dtype.bytes > 2 and same(self.results[j].strides[-1], 1):
+            if (
+                j is not None and v.dtype.bytes > 2 and same(self.results[j].strides[-1], 1)
+                and not far(self.shape, v.dtype)  # what is written past the caches is not read
+            ):  # fmt: skip
                 again[v] = j
-            else:
-                buffers[v] = len(buffers)
+                continue
+            fits = (
+                b for b, dtype in enumerate(dtypes)
+                if dtype is v.dtype and free_from[b] <= self.level[v]
+            )  # fmt: skip
+            b = next(fits, len(dtypes))
+            if b == len(dtypes):
+                dtypes.append(v.dtype)
+                free_from.append(0)
+            buffers[v] = b
+            free_from[b] = max(i for i, read in enumerate(reads) if v in read)
         return buffers, again
 
 

@@ -43,3 +43,41 @@ static inline i64 rg_bad_index(i64 array, i64 index) {
 
 RG_INLINE i64 rg_min(i64 a, i64 b) { return a < b ? a : b; }
 RG_INLINE i64 rg_max(i64 a, i64 b) { return a > b ? a : b; }
+
+/* Writing past the caches: whole lines of 64 bytes from a buffer to where nothing reads them soon, so
+ * that memory is not read first to be overwritten.  `from` and `to` lie on such lines.  Without an
+ * instruction for it, it is a copy.  After the last of them and before others read, rg_streamed(). */
+#if defined(__x86_64__) && !defined(__CUDACC__)
+#if defined(__AVX512F__)
+#define RG_PART 64
+#define RG_STREAM __builtin_ia32_movntps512
+#elif defined(__AVX__)
+#define RG_PART 32
+#define RG_STREAM __builtin_ia32_movntps256
+#else
+#define RG_PART 16
+#define RG_STREAM __builtin_ia32_movntps
+#endif
+typedef f32 rg_part __attribute__((vector_size(RG_PART), may_alias));
+#if defined(__clang__)
+#undef RG_STREAM
+#define RG_STREAM(to, part) __builtin_nontemporal_store(part, (rg_part *)(to))
+#endif
+RG_INLINE void rg_stream(void *to, const void *from, i64 bytes) {
+  f32 *const y = (f32 *)to;
+  const i64 parts = bytes / 64 * (64 / RG_PART);
+  for (i64 i = 0; i < parts; i++) RG_STREAM(y + i * (RG_PART / 4), ((const rg_part *)from)[i]);
+  if (bytes % 64) memcpy(y + bytes / 64 * 16, (const f32 *)from + bytes / 64 * 16, bytes % 64);
+}
+RG_INLINE void rg_streamed(void) { __builtin_ia32_sfence(); }
+#else
+RG_INLINE void rg_stream(void *to, const void *from, i64 bytes) { memcpy(to, from, bytes); }
+RG_INLINE void rg_streamed(void) {}
+#endif
+RG_INLINE i64 rg_on_line(const void *place) { return ((uintptr_t)place & 63) == 0; }
+
+/* Asks for `bytes` at a place that will be read, which may lie beyond all arrays. */
+RG_INLINE void rg_ahead(const void *place, i64 bytes) {
+  for (i64 at = 0; at < bytes; at += 64)
+    __builtin_prefetch((const void *)((uintptr_t)place + (uintptr_t)at));
+}

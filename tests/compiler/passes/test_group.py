@@ -358,9 +358,25 @@ SIBLINGS = {
         """(%0: f64[B,4], %1: f64[B,4]) {
           %2: f64[B,4] = sub %0, %1
           %3: f64[B,1] = row_dot %2, %2
-          %4: f64[B,4] = add %2, %2   # <recompute>
-          return %3, %4 }""",
-        2,
+          %4: f64[B,4] = sort %1 {axis=0, descending=False}
+          %5: f64[B,4] = add %2, %2   # <recompute>
+          return %3, %4, %5 }""",
+        3,
+    ),
+    "what is computed again at once": (
+        """(%0: f64[B,4], %1: f64[B,4]) {
+          %2: f64[B,4] = tanh %0
+          %3: f64[B,4] = tanh %0   # <recompute>
+          %4: f64[B,4] = mul %3, %1   # <cotangent>
+          return %2, %4 }""",
+        1,
+    ),
+    "a result that is read on the way back at once": (
+        """(%0: f64[B,4], %1: f64[B,4]) {
+          %2: f64[B,4] = tanh %0
+          %3: f64[B,4] = mul %2, %1   # <cotangent>
+          return %2, %3 }""",
+        1,
     ),
     "an array that would live longer": (
         """(%0: f64[B,4], %1: f64[B,4]) {
