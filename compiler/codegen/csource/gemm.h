@@ -276,6 +276,9 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
     *(rg_gy_f64 *)(out + RG_NR_f64) = __builtin_shufflevector(r0, r1, 1, 3);
 }
 
+#define RG_GEMM_ROW_CASE(T, H)                                                                     \
+    case H: memcpy(to, from, H * sizeof(T)); break;
+
 #define RG_GEMM_SHARED_OF(T)                                                                       \
     /* w columns of h rows. */                                                                     \
     RG_GEMM_SHARED void rg_gemm_copy_##T(T *to, i64 st, const T *from, i64 sf, i64 h, i64 w) {     \
@@ -293,8 +296,8 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
                 const i64 h = rows + (t < more);                                                   \
                 const T *from = a + (k0 + l) * sk + r * sm;                                        \
                 T *to = out + (r - r0) * count + l * h;                                            \
-                if (sm == 1 && h == RG_GEMM_ROWS)                                                  \
-                    memcpy(to, from, RG_GEMM_ROWS * sizeof(T));                                    \
+                if (sm == 1)                                                                       \
+                    switch (h) { RG_GEMM_HEIGHTS(RG_GEMM_ROW_CASE, T) }                            \
                 else                                                                               \
                     for (i64 i = 0; i < h; i++) to[i] = from[i * sm];                              \
                 r += h;                                                                            \
