@@ -8,6 +8,9 @@ An entry is one of
     ("call", key, make, start)                                          entries that `make()` gives,
                                                                         once for each key
     ("move", to, from, bytes)                                           a copy of memory
+    ("chain", blocks, launches)                                         launches that run together
+                                                                        on one block after another,
+                                                                        `grain` items of each
     ("own", (entries, entries …))                                       for each thread its own
                                                                         entries, alike but for their
                                                                         numbers; a barrier follows
@@ -30,7 +33,7 @@ Table = npt.NDArray[np.int64]
 Mover = tuple[int, int]  # argument, stride
 
 # As runtime/native/pool.c has them.
-LAUNCH, LOOP, END, TEST, JUMP, CALL, RETURN, COPY = range(8)
+LAUNCH, LOOP, END, TEST, JUMP, CALL, RETURN, COPY, CHAIN = range(9)
 OWN = 1  # how a launch is shared out: each thread has all of its own
 
 
@@ -180,6 +183,11 @@ class LaunchList:
             number = self._made[key] = len(self._makers)
             self._makers.append(make)
         self._calls.append((self._emit(CALL, 0, start), number))
+
+    def _chain(self, blocks: int, links: Sequence[Any]) -> None:
+        self._emit(CHAIN, blocks, len(links), 1)
+        for kernel, items, each, arguments in links:
+            self._emit(LAUNCH, kernel, self._given(arguments), items, each)
 
     def _move(self, to: Any, source: Any, bytes: int) -> None:
         if bytes:

@@ -20,6 +20,10 @@ from retrograde.compiler.plan.revolve import checkpoints
 FEW = 2  # rows a thread, below which it is better to share out launches
 SMALL = 1 << 18  # bytes of all buffers, below which one thread runs a program
 ROWS = 64  # of a block of a product: its part of the left operand stays in cache
+SLICE = 32  # rows: blocks of a chain are whole slices of sums over rows (plan.fused.ROWS)
+CHAINED = 64  # rows a thread, below which a chain would leave threads without any
+LARGE = 16 << 20  # bytes of a chain's widest product, below which its links run one by one
+NEAR = 256 << 10  # bytes of it in a block, which stay in the second cache
 
 _EMPTY = 2  # a fault of kernels: an extreme of no elements
 
@@ -183,6 +187,36 @@ class NativeSupport(Support):
             run = -(-across // threads)
         items = batch * -(-rows // block) * -(-across // run)
         return kernel, items, 1, (*places, block, run, *sizes)
+
+    def chained(self, rows: int, links: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The links on one block of rows after the other; as launches where that is faster, because
+        what lies between them stays in the cache anyway, or for lack of rows.
+
+        A product is (dtype, columns, kernel, places, sizes), a row kernel its launch."""
+        threads = self._sharers
+        wide = max(x[1] * int(x[0][1:]) // 8 for x in links if isinstance(x[0], str))
+        if rows < CHAINED * threads or rows * wide < LARGE:
+            return [
+                self.blocks(x[2], x[0], 1, rows, *x[1:2], *x[3:]) if isinstance(x[0], str) else x
+                for x in links
+            ]
+        most = min(max(NEAR // max(wide, 1), SLICE), 2 * ROWS)
+        down = -(-rows // most)
+        down = -(-down // threads) * threads
+        block = -(-rows // (down * SLICE)) * SLICE
+        made = []
+        for x in links:
+            if isinstance(x[0], str):
+                dtype, columns, kernel, places, sizes = x
+                run = max(-(-columns // self._memory.panels[dtype]), 1)
+                blocks = -(-rows // block) if columns > 0 else 0
+                made.append((kernel, blocks, 1, (*places, block, run, *sizes)))
+            else:
+                kernel, items, _, given = x
+                # So many items a row, or slices of rows.
+                each = block * (items // rows) if items % rows == 0 else block // SLICE
+                made.append((kernel, items, each, given))
+        return [("chain", -(-rows // block), made)]
 
     def poisoned(self, kernel: int, at: Sequence[int], buffer: int) -> tuple[Any, ...]:
         """The launch that overwrites a dead buffer."""

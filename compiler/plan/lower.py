@@ -21,6 +21,7 @@ from retrograde.compiler.ops.branch import BRANCHES
 from retrograde.compiler.ops.window import extent
 from retrograde.compiler.passes.spaces import gathers, sums_rows
 from retrograde.compiler.plan import flash
+from retrograde.compiler.plan.chain import with_chains
 from retrograde.compiler.plan.cross_entropy import head_memory
 from retrograde.compiler.plan.fused import lower_fused, lower_rows
 from retrograde.compiler.plan.lower_segments import lower_replay, lower_sweep
@@ -36,6 +37,7 @@ from retrograde.compiler.plan.steps import (
     Schedule,
     SizeCheck,
     Step,
+    Unchained,
     WhileStep,
 )
 from retrograde.compiler.plan.targets import find_targets
@@ -72,11 +74,14 @@ def lower(graph: Graph, threads: int = 1, native: bool = False) -> Schedule:
                 lowering.checks.append(SizeCheck(lower, upper, what))
     outputs = tuple(lowering.places[v] for v in graph.outputs)
     steps = with_rows(lowering.steps)
+    unchained: tuple[Unchained, ...] = ()
     if native:
-        steps = with_split(steps)
+        updated = {i for i, _ in graph.aliases}
+        state = [x.storage for i, x in enumerate(outputs) if i in updated and isinstance(x, View)]
+        steps, unchained = with_chains(with_split(steps), frozenset(state))
     return Schedule(
         graph.name, steps, inputs, outputs, graph.aliases,
-        tuple(lowering.checks), tuple(lowering.merged),
+        tuple(lowering.checks), tuple(lowering.merged), unchained,
     )  # fmt: skip
 
 
