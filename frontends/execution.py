@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from retrograde.compiler.passes.attention import tiled
 from retrograde.compiler.passes.cross_entropy import chunked
 from retrograde.compiler.pipeline import CompiledRecipe, Options, compile_graph
 from retrograde.compiler.plan.decided import Decided
+from retrograde.compiler.plan.recipe import Recipe
 from retrograde.runtime.device import default_name, get_device
 from retrograde.runtime.executable import Executable
 from retrograde.specs import size_of
@@ -25,6 +27,7 @@ from retrograde.specs import size_of
 Array = npt.NDArray[Any]
 
 BACKENDS = ("auto", "numpy", "native", "cupy")
+_CALL = re.compile(r"|pass|run\d+\(.*\)")
 _UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
           "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip
 
@@ -51,8 +54,16 @@ class Runnable:
 
     def run(self, arrays: Sequence[Array], sizes: Mapping[str, int]) -> list[Array]:
         """The outputs that are not state, as fresh arrays."""
-        with _limited(self.threads):
+        with _limited(self.threads if self._uses_libraries else None):
             return self.executable.run(arrays, sizes)
+
+    @cached_property
+    def _uses_libraries(self) -> bool:
+        """Whether anything runs but kernels of our own: setting the threads of BLAS, and setting
+        them back, takes as long as a small program."""
+        if self.executable.device.name != "native":
+            return True
+        return not all(map(_of_kernels, self.executable.program.recipes))
 
     def clone(self) -> Runnable:
         """Another one with memory, and a copy of the state, of its own."""
@@ -158,6 +169,12 @@ def refuse_unbuilt(precision: Any) -> None:
             f"{where()}precision={precision!r}: mixed precision is not in this release. Leave it "
             "out: the dtypes are those that the model is written in"
         )
+
+
+def _of_kernels(recipe: Recipe) -> bool:
+    """Whether a run is nothing but calls of lists of launches."""
+    body = recipe.source.partition("def run():\n")[2].partition("\n\n")[0]
+    return all(_CALL.fullmatch(line.partition("#")[0].strip()) for line in body.splitlines())
 
 
 def _limited(threads: int | None) -> AbstractContextManager[Any]:
