@@ -17,6 +17,7 @@ from retrograde.compiler.codegen.launches import Launch, launches
 from retrograde.compiler.codegen.numpy import INDENT, Printer, place_of, print_with, whole_of
 from retrograde.compiler.codegen.ragged import live_lines
 from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.plan.liveness import Liveness
 from retrograde.compiler.plan.recipe import KernelFile
 from retrograde.compiler.plan.steps import (
@@ -181,6 +182,8 @@ class NativePrinter(Printer):
         """What checks indices, then the links, then what adds up the parts of sums over rows."""
         pad, before, after = INDENT * depth, list[str](), list[str]()
         links: list[str] = []
+        apart: list[str] = []  # the same links as launches
+        whole = False
         for link in step.links:
             place, note = place_of(link.node), note_of(link)
             found = self._launches(link)
@@ -192,16 +195,23 @@ class NativePrinter(Printer):
             if place and place != self.heading:
                 links.append(f"{pad}{INDENT}# {place}")
                 self.heading = place
-            links.append(f"{pad}{INDENT}{self._link(found[main], note)}")
+            each = 0 if sums else dims.divide_exact(found[main].function.items, step.rows)
+            # A kernel that merged axes may take several rows of the chain as one.
+            whole = whole or (each is None and found[main].function.share is None)
+            links.append(f"{pad}{INDENT}{self._link(found[main], note, each or 0)}")
+            apart.append(pad + self._entry(found[main], note))
         rows = self.spell.size(step.rows)
         self.heading = ""
+        if whole:
+            return [*before, *apart, *after]
         return [*before, f"{pad}*rt.chained({rows}, [", *links, f"{pad}]),", *after]
 
-    def _link(self, launch: Launch, note: Note) -> str:
-        """A launch as a link: a product as what `blocks` wants, but for batch and rows."""
+    def _link(self, launch: Launch, note: Note, each: Dim) -> str:
+        """A launch as a link: a product as what `blocks` wants, but for batch and rows; a kernel of
+        rows with the items that a row has, 0 for slices of rows."""
         f = launch.function
         if f.share is None:
-            return self._entry(launch, note)
+            return self._entry(launch, note).removesuffix("),") + f", {self.spell.size(each)}),"
         number = self.kernels.number(f.text, note)
         where = ", ".join(map(self._address, f.places))
         sizes = "".join(f"{self.spell.size(d)}, " for d in f.sizes)

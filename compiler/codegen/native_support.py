@@ -192,12 +192,13 @@ class NativeSupport(Support):
         """The links on one block of rows after the other; as launches where that is faster, because
         what lies between them stays in the cache anyway, or for lack of rows.
 
-        A product is (dtype, columns, kernel, places, sizes), a row kernel its launch."""
+        A product is (dtype, columns, kernel, places, sizes), a row kernel its launch and how many
+        items it has a row, 0 where an item is a slice of rows."""
         threads = self._sharers
         wide = max(x[1] * int(x[0][1:]) // 8 for x in links if isinstance(x[0], str))
         if rows < CHAINED * threads or rows * wide < LARGE:
             return [
-                self.blocks(x[2], x[0], 1, rows, *x[1:2], *x[3:]) if isinstance(x[0], str) else x
+                self.blocks(x[2], x[0], 1, rows, x[1], *x[3:]) if isinstance(x[0], str) else x[:4]
                 for x in links
             ]
         most = min(max(NEAR // max(wide, 1), SLICE), 2 * ROWS)
@@ -212,10 +213,8 @@ class NativeSupport(Support):
                 blocks = -(-rows // block) if columns > 0 else 0
                 made.append((kernel, blocks, 1, (*places, block, run, *sizes)))
             else:
-                kernel, items, _, given = x
-                # So many items a row, or slices of rows.
-                each = block * (items // rows) if items % rows == 0 else block // SLICE
-                made.append((kernel, items, each, given))
+                kernel, items, _, given, each = x
+                made.append((kernel, items, block * each or block // SLICE, given))
         return [("chain", -(-rows // block), made)]
 
     def poisoned(self, kernel: int, at: Sequence[int], buffer: int) -> tuple[Any, ...]:

@@ -23,6 +23,8 @@ from retrograde.compiler.plan.chain import pitch
 from retrograde.compiler.plan.steps import ChainStep, FusedStep, MatmulStep, reads, writes
 from retrograde.compiler.plan.views import new_view
 from retrograde.runtime.native.toolchain import find_toolchain
+from tests.native.sequence_models import Model
+from tests.native.test_sequence_models import Compared
 
 pytestmark = pytest.mark.skipif(find_toolchain() is None, reason="there is no C compiler")
 
@@ -87,6 +89,7 @@ def kinds(chain: ChainStep) -> str:
 def _of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small chains run as large ones do."""
     monkeypatch.setattr("retrograde.compiler.codegen.native_support.LARGE", 0)
+    monkeypatch.setattr("retrograde.compiler.codegen.native_support.CHAINED", 32)
 
 
 # --- what is chained
@@ -304,3 +307,26 @@ def test_a_bad_index_in_a_chain_is_refused() -> None:
     ids[257] = 11
     with pytest.raises(rg.errors.DataError, match="index 11"):
         compiled(table, ids, w)
+
+
+def test_a_kernel_of_several_rows_an_item_is_launched_alone() -> None:
+    """Time goes with the features where the batch lies across: an item is a sequence."""
+
+    def turned(x: Any, y: Any, w: Any) -> Any:
+        return rnp.tanh((x.transpose((1, 0, 2)) * y) @ w)
+
+    specs = rg.spec("f32", "T", "B", 3), rg.spec("f32", "B", 1, 1), rg.spec("f32", 3, 130)
+    compiled = rg.compile(turned, *specs, backend="native", threads=2)
+    rng = np.random.default_rng(0)
+    for length, rows in ((17, 7), (70, 40)):
+        x, y = rng.normal(size=(length, rows, 3)), rng.normal(size=(rows, 1, 1))
+        given = [a.astype(np.float32) for a in (x, y, rng.normal(size=(3, 130)))]
+        wanted = np.tanh((given[0].transpose((1, 0, 2)) * given[1]) @ given[2])
+        np.testing.assert_allclose(compiled(*given), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [1059022248, 4])
+def test_random_models_in_chains(seed: int) -> None:
+    compared = Compared(Model(seed, 2), "f32")
+    for i, (rows, steps) in enumerate(((7, 17), (16, 33))):
+        compared.check(rows, steps, i)
