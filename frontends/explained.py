@@ -94,7 +94,11 @@ class Explained:
         complete = all(s.name in given for s in program.symbols)
         plan = self.plan(**sizes) if sizes or complete else None
         recipe = program.choose(plan.sizes).index if plan is not None else 0
-        return report(program, run.ladder[recipe], plan, run.executable.ragged(recipe))
+        planned = run.recipes[recipe].planned
+        return report(
+            program, run.ladder[recipe], plan, run.executable.ragged(recipe),
+            (planned.schedule, planned.liveness),
+        )  # fmt: skip
 
     def traffic(self, **sizes: int) -> Traffic:
         """The bytes that one run reads and writes at these sizes (or `at`): `fused` as it is,

@@ -101,6 +101,8 @@ def compile_training(
 class TrainStep(Diagnosed, Explained):
     """A training step: `metrics = step(**batch)` updates the model and returns numbers."""
 
+    _known_sizes: tuple[list[tuple[int, ...]], dict[str, int]] | None = None  # of the last shapes
+
     def __init__(
         self,
         loss: Callable[..., Any],
@@ -206,9 +208,13 @@ class TrainStep(Diagnosed, Explained):
         return [leaves[i] for i in self._parts.batch_places]
 
     def _sizes_of(self, arrays: Sequence[Array]) -> dict[str, int]:
-        parts = self._parts
-        names = parts.names[parts.donated + 1 :][: len(arrays)]
-        return bind_sizes(parts.batch_types, names, [x.shape for x in arrays])
+        """The sizes of a batch; those of the last shapes are known."""
+        parts, shapes = self._parts, [x.shape for x in arrays]
+        known = self._known_sizes
+        if known is None or known[0] != shapes:
+            names = parts.names[parts.donated + 1 :][: len(arrays)]
+            known = self._known_sizes = shapes, bind_sizes(parts.batch_types, names, shapes)
+        return known[1]
 
     def _now(self) -> list[Array]:
         """The arrays captured by the loss, as they are; traced anew where a setting has changed."""

@@ -20,10 +20,13 @@ from retrograde.compiler.codegen.ragged import live_lines
 from retrograde.compiler.codegen.repeats import HOLE, Line, folded
 from retrograde.compiler.codegen.spelling import INDENT
 from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.plan.liveness import Liveness
 from retrograde.compiler.plan.recipe import KernelFile
 from retrograde.compiler.plan.steps import (
     BranchStep,
+    ChainStep,
+    FusedStep,
     LoopStep,
     PartStep,
     ReplayStep,
@@ -236,6 +239,46 @@ class NativePrinter(Printer):
             at += f" + {v.dtype.bytes} * ({self.spell.size(v.offset)})"
         return at
 
+    def _chain_entry(self, step: ChainStep, depth: int) -> list[str]:
+        """What checks indices, then the links, then what adds up the parts of sums over rows."""
+        pad, before, after = INDENT * depth, list[str](), list[str]()
+        links: list[str] = []
+        apart: list[str] = []  # the same links as launches
+        whole = False
+        for link in step.links:
+            place, note = place_of(link.node), note_of(link)
+            found = self._launches(link)
+            assert found is not None
+            sums = isinstance(link, FusedStep) and link.sweeps is not None and link.sweeps.sums
+            main = len(found) - 2 if sums else len(found) - 1
+            before += [pad + self._entry(launch, note) for launch in found[:main]]
+            after += [pad + self._entry(launch, note) for launch in found[main + 1 :]]
+            if place and place != self.heading:
+                links.append(f"{pad}{INDENT}# {place}")
+                self.heading = place
+            each = 0 if sums else dims.divide_exact(found[main].function.items, step.rows)
+            # A kernel that merged axes may take several rows of the chain as one.
+            whole = whole or (each is None and found[main].function.share is None)
+            links.append(f"{pad}{INDENT}{self._link(found[main], note, each or 0)}")
+            apart.append(pad + self._entry(found[main], note))
+        rows = self.spell.size(step.rows)
+        self.heading = ""
+        if whole:
+            return [*before, *apart, *after]
+        return [*before, f"{pad}*rt.chained({rows}, [", *links, f"{pad}]),", *after]
+
+    def _link(self, launch: Launch, note: Note, each: Dim) -> str:
+        """A launch as a link: a product as what `blocks` wants, but for batch and rows; a kernel of
+        rows with the items that a row has, 0 for slices of rows."""
+        f = launch.function
+        if f.share is None:
+            return self._entry(launch, note).removesuffix("),") + f", {self.spell.size(each)}),"
+        number = self.kernels.number(f.text, note)
+        where = ", ".join(map(self._address, f.places))
+        sizes = "".join(f"{self.spell.size(d)}, " for d in f.sizes)
+        columns = self.spell.size(f.share.columns)
+        return f"({f.share.dtype.name!r}, {columns}, {number}, ({where},), ({sizes.rstrip()})),"
+
     def _loop_entry(self, step: LoopStep, depth: int) -> list[str]:
         pad, more = INDENT * depth, INDENT * (depth + 1)
         lines = self._copies(step.carries, pad)
@@ -376,6 +419,7 @@ class NativePrinter(Printer):
 
 
 _ENTRIES: dict[type, Callable[[NativePrinter, Any, int], list[str]]] = {
+    ChainStep: NativePrinter._chain_entry,
     LoopStep: NativePrinter._loop_entry,
     BranchStep: NativePrinter._branch_entry,
     WhileStep: NativePrinter._while_entry,

@@ -12,6 +12,9 @@ An entry is one of
                                                                         so many times: what differs
                                                                         is an array, a number for
                                                                         each time
+    ("chain", blocks, launches)                                         launches that run together
+                                                                        on one block after another,
+                                                                        `grain` items of each
     ("own", (entries, entries …))                                       for each thread its own
                                                                         entries, alike but for their
                                                                         numbers; a barrier follows
@@ -35,7 +38,7 @@ Table = npt.NDArray[np.int64]
 Mover = tuple[int, int]  # argument, stride
 
 # As runtime/native/pool.c has them.
-LAUNCH, LOOP, END, TEST, JUMP, CALL, RETURN, COPY = range(8)
+LAUNCH, LOOP, END, TEST, JUMP, CALL, RETURN, COPY, CHAIN = range(9)
 WIDTH = 8  # numbers of an instruction
 OWN = 1  # how a launch is shared out: each thread has all of its own
 
@@ -222,6 +225,11 @@ class LaunchList:
 
     def _return(self) -> None:
         self._emit(RETURN)
+
+    def _chain(self, blocks: int, links: Sequence[Any]) -> None:
+        self._emit(CHAIN, blocks, len(links), 1)
+        for kernel, items, each, arguments in links:
+            self._emit(LAUNCH, kernel, self._given(arguments), items, each)
 
     def _move(self, to: Any, source: Any, bytes: int) -> None:
         if bytes:

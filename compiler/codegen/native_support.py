@@ -17,12 +17,16 @@ from retrograde.compiler.codegen.native_lists import CALL, RETURN, LaunchList, T
 from retrograde.compiler.codegen.numpy_support import Memory, Support
 from retrograde.compiler.errors import DataError
 from retrograde.compiler.ops.segments import segments
+from retrograde.compiler.plan.chain import LARGE
 from retrograde.compiler.plan.revolve import checkpoints
 
 FEW = 2  # rows a thread, below which it is better to share out launches
 SMALL = 1 << 18  # bytes of all buffers, below which one thread runs a program
 TILE, SMALLEST, TILES = 256, 64, 8  # of a BLAS: most and fewest rows or columns, how many to share
 ROWS = 64  # of a block of a product: its part of the left operand stays in cache
+SLICE = 32  # rows: blocks of a chain are whole slices of sums over rows (plan.fused.ROWS)
+CHAINED = 64  # rows a thread, below which a chain would leave threads without any
+NEAR = 256 << 10  # bytes of it in a block, which stay in the second cache
 
 _EMPTY = 2  # a fault of kernels: an extreme of no elements
 
@@ -217,6 +221,35 @@ class NativeSupport(Support):
         where the buffers of each column lie and how many bytes they have."""
         columns = np.array(table, np.int64).T
         return [("repeat", len(table), make(np.asarray(at)[columns], np.asarray(bytes)[columns]))]
+
+    def chained(self, rows: int, links: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The links on one block of rows after the other; as launches where that is faster, because
+        what lies between them stays in the cache anyway, or for lack of rows.
+
+        A product is (dtype, columns, kernel, places, sizes), a row kernel its launch and how many
+        items it has a row, 0 where an item is a slice of rows."""
+        threads = self._sharers
+        wide = max(x[1] * int(x[0][1:]) // 8 for x in links if isinstance(x[0], str))
+        if rows < CHAINED * threads or rows * wide < LARGE:
+            return [
+                self.blocks(x[2], x[0], 1, rows, x[1], *x[3:]) if isinstance(x[0], str) else x[:4]
+                for x in links
+            ]
+        most = min(max(NEAR // max(wide, 1), SLICE), 2 * ROWS)
+        down = -(-rows // most)
+        down = -(-down // threads) * threads
+        block = -(-rows // (down * SLICE)) * SLICE
+        made = []
+        for x in links:
+            if isinstance(x[0], str):
+                dtype, columns, kernel, places, sizes = x
+                run = max(-(-columns // self._memory.panels[dtype]), 1)
+                blocks = -(-rows // block) if columns > 0 else 0
+                made.append((kernel, blocks, 1, (*places, block, run, *sizes)))
+            else:
+                kernel, items, _, given, each = x
+                made.append((kernel, items, block * each or block // SLICE, given))
+        return [("chain", -(-rows // block), made)]
 
 
 class _Ragged:

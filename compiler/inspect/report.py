@@ -21,6 +21,7 @@ from retrograde.compiler.plan.liveness import Liveness, analyse, walk
 from retrograde.compiler.plan.lower import lower
 from retrograde.compiler.plan.steps import (
     BranchStep,
+    ChainStep,
     CopyStep,
     FusedStep,
     LoopStep,
@@ -32,6 +33,7 @@ from retrograde.compiler.plan.steps import (
     Schedule,
     Step,
     SweepStep,
+    Unchained,
     WhileStep,
 )
 from retrograde.compiler.program import MemoryPlan, PlacedBuffer, Program
@@ -44,20 +46,25 @@ def report(
     stages: Mapping[str, Graph],
     plan: MemoryPlan | None = None,
     ran: Mapping[int, Sequence[int]] | None = None,
+    planned: tuple[Schedule, Liveness] | None = None,
 ) -> str:
     """The report of `program`, whose graphs by stage are `stages`, at the sizes of `plan`.
 
     Without a plan, sizes stay symbols: peaks and work are given in closed form.  `ran` says of each
-    ragged loop what the last run ran: rows, rows of all steps, steps run, steps."""
+    ragged loop what the last run ran: rows, rows of all steps, steps run, steps.  `planned` is what
+    was planned of the last stage; without it that is lowered here."""
     if plan is None and not program.symbols:
         plan = program.plan({})
     final = list(stages.values())[-1]
     native = bool(program.recipes[0].kernels)
-    schedule, liveness = analyse(lower(final, native=native), program.recipes[0].reuse)
+    schedule, liveness = planned or analyse(
+        lower(final, native=native), program.recipes[0].reuse
+    )
     sections = [
         _passes(stages),
         _steps(schedule, final, plan),
         _moved(final, plan),
+        _chains(schedule),
         loop_lines(final, plan),
         _ragged(schedule, plan, ran or {}),
         _memory(program, plan),
@@ -131,6 +138,28 @@ def _moved(graph: Graph, plan: MemoryPlan | None) -> list[str]:
     return lines
 
 
+def _chains(schedule: Schedule) -> list[str]:
+    """Which products run with row kernels on blocks of rows, and why others do not."""
+    chains = [step for step in schedule.steps if isinstance(step, ChainStep)]
+    links = [link for chain in chains for link in chain.links]
+    products = sum(isinstance(link, MatmulStep) for link in links)
+    lines = []
+    if chains:
+        lines.append(
+            f"chains: {len(chains)} over blocks of rows, of {products} products and "
+            f"{len(links) - products} row kernels"
+        )
+    reasons: dict[str, list[Unchained]] = {}
+    for x in schedule.unchained:
+        reasons.setdefault(x.reason, []).append(x)
+    if reasons:
+        lines.append("products apart from what reads them")
+    for reason, found in sorted(reasons.items(), key=lambda row: -len(row[1])):
+        place = found[0].product
+        lines.append(f"  {len(found)} x {reason}" + (f", such as at {place}" if place else ""))
+    return lines
+
+
 def _kind(step: Step) -> str:
     if isinstance(step, OpStep):
         return step.node.op.name
@@ -145,6 +174,7 @@ def _kind(step: Step) -> str:
         PartStep: "copy of a segment",
         SweepStep: "loop in segments",
         ReplayStep: "loop in segments",
+        ChainStep: "chain",
     }
     return names[type(step)]
 

@@ -7,7 +7,7 @@ lives longer for it.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 
 from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
@@ -64,10 +64,8 @@ class Siblings:
         if self._longer(a, b, v):
             return LONGER
         before = [c.first for c in (a, b) if _computes(c)]
-        firsts = a.first, b.first
         if why := self.clustering.merged(a, b):
             return why
-        self._joined(*firsts)
         for first in before:
             self.starts.remove(first)
         if before:
@@ -110,14 +108,6 @@ class Siblings:
     def _next(self, a: Cluster, b: Cluster) -> bool:
         """Whether nothing is computed between the first nodes of two clusters."""
         return bisect_right(self.starts, a.first) >= bisect_left(self.starts, b.first)
-
-    def _joined(self, first: int, second: int) -> None:
-        """Notes that two clusters that began there are one."""
-        for start in (first, second):
-            at = bisect_left(self.starts, start)
-            if at < len(self.starts) and self.starts[at] == start:
-                del self.starts[at]
-        insort(self.starts, min(first, second))
 
     def _large(self, c: Cluster, v: Value) -> list[Value]:
         """The results of a cluster that are as large as `v`."""

@@ -50,7 +50,7 @@ def plan_program(
 ) -> Planned:
     """Lowers `graph` in its order and places its buffers at the reference `sizes`, as `decided`
     if that is about the same buffers."""
-    schedule, liveness = analyse(lower(graph, threads, native, blas), inplace)
+    schedule, liveness = analyse(lower(graph, threads, native, blas, sizes), inplace)
     state = [v.storage for v in schedule.inputs if v.storage.kind == "state"]
     transient = [s for s in liveness.buffers() if s.kind != "state"]
     storages = [*state, *transient]

@@ -14,6 +14,7 @@ from retrograde.compiler.ir.graph import TensorType
 from retrograde.compiler.plan.in_place import takes_over
 from retrograde.compiler.plan.schedule import may_refuse
 from retrograde.compiler.plan.steps import (
+    ChainStep,
     CopyStep,
     FusedStep,
     LoopStep,
@@ -69,20 +70,28 @@ def analyse(schedule: Schedule, inplace: bool = True) -> tuple[Schedule, Livenes
         merged[storage] = home
         _extend(lives, home, lives[storage])
     if inplace:
+        chains: dict[int, ChainStep] = {}  # by the identity of a link
         for position, step, _ in walk(schedule.steps):
-            _share(liveness, step, position)
+            if isinstance(step, ChainStep):
+                chains.update((id(link), step) for link in step.links)
+            _share(liveness, step, position, chains.get(id(step)))
     for position, step, end in walk(schedule.steps):
         if isinstance(step, LoopStep) and step.split is not None:
-            _keep_apart(liveness, step, Life(position, end))
+            _keep_apart(liveness, step.body, Life(position, end))
+        elif isinstance(step, ChainStep):
+            _keep_apart(liveness, step.links, Life(position, end), read=True)
     return schedule, liveness
 
 
-def _keep_apart(liveness: Liveness, loop: LoopStep, life: Life) -> None:
-    """Threads that share out the rows of a loop do not wait for each other: while one writes its
-    rows of a buffer, another may be at any other step, so none may lie where another one does."""
-    for step in walk_all(loop.body):
+def _keep_apart(
+    liveness: Liveness, steps: Sequence[Step], life: Life, read: bool = False
+) -> None:
+    """Threads that share out the rows of a loop or a chain do not wait for each other: while one
+    writes its rows of a buffer, another may be at any other step, so none may lie where another one
+    does.  With `read` that holds for what is read from outside, too."""
+    for step in walk_all(steps):
         slices = [place for _, place in step.slices] if isinstance(step, LoopStep) else []
-        for view in (*writes(step), *slices):
+        for view in (*writes(step), *slices, *(reads(step) if read else ())):
             _extend(liveness.lives, liveness.home(view.storage), life)
 
 
@@ -120,6 +129,8 @@ def _lifetimes(schedule: Schedule) -> tuple[dict[Storage, Life], int]:
     last = 0
     for position, step, end in walk(schedule.steps):
         last = max(last, end)
+        if isinstance(step, ChainStep):
+            continue  # its links tell; `_keep_apart` follows when places have been taken over
         for view in (*reads(step), *writes(step)):
             touch(view, position)
             touch(view, end)  # what a loop uses from outside stays while it turns
@@ -188,6 +199,7 @@ def _with_donation_copies(schedule: Schedule) -> Schedule:
         schedule.donated,
         schedule.checks,
         (*schedule.merged, *merged),
+        schedule.unchained,
     )
 
 
@@ -208,8 +220,12 @@ def _read_before(lives: dict[Storage, Life], old: View, new: View, maker: int) -
     return read < written or read == written == maker
 
 
-def _share(liveness: Liveness, step: Step, position: int) -> None:
-    """Lets the results of an elementwise or fused step take over operands that die in it."""
+def _share(
+    liveness: Liveness, step: Step, position: int, chain: ChainStep | None = None
+) -> None:
+    """Lets the results of an elementwise or fused step take over operands that die in it.
+
+    In a chain other threads are at other links: there all of them have to keep to their rows."""
     if not isinstance(step, (OpStep, FusedStep)):
         return
     if isinstance(step, OpStep) and not step.node.op.inplace:
@@ -227,6 +243,14 @@ def _share(liveness: Liveness, step: Step, position: int) -> None:
                 continue
             if any(liveness.home(v.storage) is home and not old.equals(v) for v in reads(step)):
                 continue
+            if chain is not None and not _by_rows(liveness, chain, (storage, home)):
+                continue
             liveness.merged[storage] = home
             _extend(lives, home, lives[storage])
             break
+
+
+def _by_rows(liveness: Liveness, chain: ChainStep, homes: Sequence[Storage]) -> bool:
+    """Whether all links of a chain keep to the rows of their block in what lies at `homes`."""
+    touched = {v.storage for link in chain.links for v in (*reads(link), *writes(link))}
+    return all(s in chain.rowed for s in touched if liveness.home(s) in homes)

@@ -22,6 +22,7 @@ from retrograde.compiler.ops.contract import free_axes
 from retrograde.compiler.ops.window import extent
 from retrograde.compiler.passes.spaces import gathers, sums_rows
 from retrograde.compiler.plan import flash
+from retrograde.compiler.plan.chain import with_chains
 from retrograde.compiler.plan.cross_entropy import head_memory
 from retrograde.compiler.plan.fused import lower_fused, lower_rows
 from retrograde.compiler.plan.lower_scan import lower_scan, updates_of
@@ -37,6 +38,7 @@ from retrograde.compiler.plan.steps import (
     Schedule,
     SizeCheck,
     Step,
+    Unchained,
     WhileStep,
 )
 from retrograde.compiler.plan.targets import find_targets
@@ -56,11 +58,16 @@ PANEL = 32  # columns: a multiple of those of a panel on every machine
 
 
 def lower(
-    graph: Graph, threads: int = 1, native: bool = False, blas: Collection[str] = ()
+    graph: Graph,
+    threads: int = 1,
+    native: bool = False,
+    blas: Collection[str] = (),
+    sizes: Mapping[str, int] | None = None,
 ) -> Schedule:
     """The schedule of `graph`, its nodes taken in their order; `native` for compiled kernels, which
     run fused steps row by row and multiply by packed panels; products of the dtypes in `blas` go to
-    a BLAS instead, but for those in loops, whose rows threads may share out."""
+    a BLAS instead, but for those in loops, whose rows threads may share out.  Products are chained
+    where they are large at `sizes`."""
     donated = {i for _, i in graph.aliases}
     names = graph.input_names or ("",) * len(graph.inputs)
     inputs = tuple(
@@ -77,11 +84,14 @@ def lower(
                 lowering.checks.append(SizeCheck(lower, upper, what))
     outputs = tuple(lowering.places[v] for v in graph.outputs)
     steps = with_rows(lowering.steps)
+    unchained: tuple[Unchained, ...] = ()
     if native:
-        steps = with_split(steps)
+        updated = {i for i, _ in graph.aliases}
+        state = [x.storage for i, x in enumerate(outputs) if i in updated and isinstance(x, View)]
+        steps, unchained = with_chains(with_split(steps), frozenset(state), sizes)
     return Schedule(
         graph.name, steps, inputs, outputs, graph.aliases,
-        tuple(lowering.checks), tuple(lowering.merged),
+        tuple(lowering.checks), tuple(lowering.merged), unchained,
     )  # fmt: skip
 
 

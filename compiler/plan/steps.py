@@ -227,9 +227,24 @@ class ReplayStep:
     captured: tuple[View, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class ChainStep:
+    """Matrix products and row kernels over the same `rows`, run on one block of rows after the
+    other: what a link leaves of a block, the next one finds in the cache.  Threads share out the
+    blocks and do not wait for each other between the links."""
+
+    rows: Dim
+    links: tuple[MatmulStep | FusedStep | OpStep, ...]
+    rowed: frozenset[Storage]  # of which each link reads and writes the rows of the block alone
+
+    @property
+    def node(self) -> Node:
+        return self.links[0].node
+
+
 Step = (
     OpStep | CopyStep | MatmulStep | FusedStep | LoopStep | BranchStep | WhileStep
-    | PartStep | SweepStep | ReplayStep | PackStep
+    | PartStep | SweepStep | ReplayStep | PackStep | ChainStep
 )  # fmt: skip
 
 
@@ -245,6 +260,8 @@ def inside(step: Step) -> tuple[tuple[Step, ...], ...]:
         return step.advance, step.ahead
     if isinstance(step, ReplayStep):
         return step.advance, step.again, step.retreat
+    if isinstance(step, ChainStep):
+        return (step.links,)
     return ()
 
 
@@ -287,6 +304,9 @@ def reads(step: Step) -> Iterator[View]:
         operands = (*(x for x, _ in step.carries), *step.captured)
     elif isinstance(step, ReplayStep):
         operands = (*(x for x, _ in step.carries), *step.captured, *step.kept, *step.residuals)
+    elif isinstance(step, ChainStep):
+        made = {v.storage for link in step.links for v in writes(link)}
+        operands = [v for link in step.links for v in reads(link) if v.storage not in made]
     else:
         operands = step.operands
     return (x for x in operands if isinstance(x, View))
@@ -308,6 +328,9 @@ def writes(step: Step) -> Iterator[View]:
         yield from step.direct
     elif isinstance(step, WhileStep):
         yield from (place for _, place in step.carries)
+    elif isinstance(step, ChainStep):
+        for link in step.links:
+            yield from writes(link)
     else:
         yield from step.results
         if not isinstance(step, (MatmulStep, BranchStep)):
@@ -321,6 +344,15 @@ class SizeCheck:
     lower: Dim
     upper: Dim
     message: str
+
+
+@dataclass(frozen=True)
+class Unchained:
+    """A matrix product whose result a step reads that is not in one chain with it, and why."""
+
+    reason: str
+    product: str  # source lines
+    reader: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,3 +369,4 @@ class Schedule:
     donated: tuple[tuple[int, int], ...]
     checks: tuple[SizeCheck, ...] = ()
     merged: tuple[tuple[Storage, Storage], ...] = ()  # (a storage, the one whose place it takes)
+    unchained: tuple[Unchained, ...] = ()

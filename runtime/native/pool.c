@@ -47,7 +47,9 @@ enum {
     RG_JUMP,   /* target */
     RG_CALL,   /* target, start, first mover, movers */
     RG_RETURN, /* (outside of a call: the end of the list) */
-    RG_COPY    /* arguments of destination, source and number of bytes, barrier */
+    RG_COPY,   /* arguments of destination, source and number of bytes, barrier */
+    RG_CHAIN   /* blocks, links, barrier; the links are the LAUNCHes behind it, all of them run on
+                * one block after the other: block b has the items from b * grain on of each */
 };
 
 enum { RG_SHARED, RG_OWN, RG_FIRST }; /* spread: shares of all, one's own items, thread 0 alone */
@@ -391,6 +393,27 @@ static void rg_walk(rg_walker *w)
             i++;
             break;
         }
+        case RG_CHAIN: {
+            i64 block = 0, end = x[0];
+            if (parts > 1)
+                rg_share(x[0], 1, parts, part, &block, &end);
+            for (; block < end && w->index < 0; block++)
+                for (i64 link = i + 1; link <= i + x[1] && w->index < 0; link++) {
+                    const i64 *y = code[link].x;
+                    i64 lo = block * y[3], hi = y[2] - lo < y[3] ? y[2] : lo + y[3];
+                    i64 fault = lo < hi ? pool->kernels[y[0]](args + y[1], lo, hi, part) : 0;
+                    if (fault) {
+                        w->index = link;
+                        w->fault = fault;
+                    }
+                }
+            if (parts == 1 && w->index >= 0)
+                goto out;
+            if (x[2] && rg_meet(w))
+                goto out;
+            i += 1 + x[1];
+            break;
+        }
         }
         continue;
     deep:
@@ -470,6 +493,14 @@ i64 rg_check(const rg_code *code, i64 n, i64 kernels, const rg_mover *movers, i6
         case RG_COPY:
             sound = rg_within(x[0], 1, nargs) && rg_within(x[1], 1, nargs) &&
                     rg_within(x[2], 1, nargs);
+            break;
+        case RG_CHAIN:
+            sound = rg_within(i + 1, x[1], n) && x[0] >= 0 && x[0] <= INT32_MAX;
+            for (i64 link = i + 1; sound && link <= i + x[1]; link++) {
+                const i64 *y = code[link].x;
+                sound = code[link].op == RG_LAUNCH && y[5] == RG_SHARED && y[3] >= 0 &&
+                        y[3] <= INT32_MAX;
+            }
             break;
         }
         if (!sound)

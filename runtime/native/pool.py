@@ -40,6 +40,7 @@ class Code(IntEnum):
     CALL = 5  # target, start, first mover, movers
     RETURN = 6
     COPY = 7  # arguments with destination, source and number of bytes, barrier
+    CHAIN = 8  # blocks, launches behind it (`grain` items of each are a block), barrier
 
 
 class Spread(IntEnum):

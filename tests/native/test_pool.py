@@ -241,6 +241,44 @@ def test_a_copy_is_shared_out_and_ends_where_it_should(threads: Pool, built: Bui
         assert not target[size:].any()
 
 
+@pytest.mark.parametrize("blocks, each", [(1, 1), (7, 1), (12, 5), (12, 64)])
+def test_a_chain_does_all_links_of_a_block_before_the_next(
+    threads: Pool, built: Built, blocks: int, each: int
+) -> None:
+    """The second link writes down what the first left of its block, and nothing else is there."""
+    items = blocks * each - each // 2
+    first, second, parts = np.zeros((3, blocks * each + 1), np.int64)
+    rows = [
+        (Code.CHAIN, blocks, 2, 1), launch(COUNT, 0, items, each, 0),
+        launch(NEXT, 2, items - 1, each, 0), launch(COUNT, 0, 0),
+    ]  # fmt: skip
+    given = [address(first), address(parts), address(first), address(second), len(first)]
+    run(threads, built, rows, given)
+    np.testing.assert_array_equal(first[: items + 1], [1] * items + [0])
+    # An item sees its neighbour only within the block, or where another thread was faster.
+    inside = np.arange(max(items - 1, 0)) % each < each - 1
+    assert (second[: items - 1][inside] == 2).all()
+    if threads.threads == 1:
+        assert (second[: items - 1][~inside] == 1).all()
+    for part in range(threads.threads):
+        lo, hi = share(blocks, 1, threads.threads, part)
+        assert (parts[lo * each : min(hi * each, items)] == part).all()
+
+
+def test_a_fault_in_a_chain_is_that_of_its_link(threads: Pool, built: Built) -> None:
+    counts, parts, bad = np.zeros((3, 40), np.int64)
+    rows = [
+        (Code.CHAIN, 8, 2, 1), launch(COUNT, 0, 40, 5, 0), launch(FAIL, 2, 40, 5, 0),
+        launch(COUNT, 5, 40),
+    ]  # fmt: skip
+    after = np.zeros((2, 40), np.int64)
+    given = [address(counts), address(parts), address(bad), 1 << 17, 7]
+    with pytest.raises(Fault) as caught:
+        run(threads, built, rows, [*given, address(after), address(after[1])])
+    assert (caught.value.index, caught.value.code) == (2, 24)
+    assert not after.any() and bad[17] == 1
+
+
 # ---- loops, branches, calls ----
 
 LOG, VALUES, ONE = 0, (1, 2, 3, 4), 5  # places in the table of arguments
@@ -401,6 +439,9 @@ def test_a_branch_inside_a_loop(threads: Pool, built: Built, taken: int) -> None
         ([(Code.CALL, 1, 0, 1, 1)], 0),
         ([(Code.TEST, 99, 0)], 0),
         ([(Code.COPY, 0, -1, 0, 0)], 0),
+        ([(Code.CHAIN, 3, 1, 1)], 0),
+        ([(Code.CHAIN, 3, 2, 1), launch(0, 0, 0), (Code.JUMP, 0)], 0),
+        ([(Code.CHAIN, 3, 1, 1), launch(0, 0, 9, -1)], 0),
     ],
 )
 def test_an_unsound_list_is_refused(built: Built, rows: list[tuple[int, ...]], where: int) -> None:
