@@ -247,12 +247,12 @@ class NativePrinter(Printer):
         whole = False
         for link in step.links:
             place, note = place_of(link.node), note_of(link)
-            found = self._launches(link)
+            found = launches(link)
             assert found is not None
             sums = isinstance(link, FusedStep) and link.sweeps is not None and link.sweeps.sums
             main = len(found) - 2 if sums else len(found) - 1
-            before += [pad + self._entry(launch, note) for launch in found[:main]]
-            after += [pad + self._entry(launch, note) for launch in found[main + 1 :]]
+            before += [f"{pad}{self._line(launch, note)}" for launch in found[:main]]
+            after += [f"{pad}{self._line(launch, note)}" for launch in found[main + 1 :]]
             if place and place != self.heading:
                 links.append(f"{pad}{INDENT}# {place}")
                 self.heading = place
@@ -260,7 +260,7 @@ class NativePrinter(Printer):
             # A kernel that merged axes may take several rows of the chain as one.
             whole = whole or (each is None and found[main].function.share is None)
             links.append(f"{pad}{INDENT}{self._link(found[main], note, each or 0)}")
-            apart.append(pad + self._entry(found[main], note))
+            apart.append(f"{pad}{self._line(found[main], note)}")
         rows = self.spell.size(step.rows)
         self.heading = ""
         if whole:
@@ -272,12 +272,15 @@ class NativePrinter(Printer):
         rows with the items that a row has, 0 for slices of rows."""
         f = launch.function
         if f.share is None:
-            return self._entry(launch, note).removesuffix("),") + f", {self.spell.size(each)}),"
+            text = str(self._line(launch, note)).removesuffix("),")
+            return f"{text}, {self.spell.size(each)}),"
         number = self.kernels.number(f.text, note)
+        self.named = []
         where = ", ".join(map(self._address, f.places))
         sizes = "".join(f"{self.spell.size(d)}, " for d in f.sizes)
         columns = self.spell.size(f.share.columns)
-        return f"({f.share.dtype.name!r}, {columns}, {number}, ({where},), ({sizes.rstrip()})),"
+        text = f"({f.share.dtype.name!r}, {columns}, {number}, ({where},), ({sizes.rstrip()})),"
+        return str(Line(text, tuple(map(self._buffer, self.named))))
 
     def _loop_entry(self, step: LoopStep, depth: int) -> list[str]:
         pad, more = INDENT * depth, INDENT * (depth + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -253,24 +252,3 @@ def test_threads_with_rows_of_their_own_share_nothing_that_moves(threads: int) -
     wanted = [np.asarray(x).tobytes() for x in one(*arguments)]
     for _ in range(5):
         assert [np.asarray(x).tobytes() for x in many(*arguments)] == wanted
-
-
-def test_the_threads_of_blas_are_left_alone_where_kernels_do_everything(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An op without kernels may call BLAS, and then has the threads that were asked for."""
-    asked: list[int | None] = []
-
-    def limited(threads: int | None) -> Any:
-        asked.append(threads)
-        return contextlib.nullcontext()
-
-    monkeypatch.setattr("retrograde.execution._limited", limited)
-    x = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
-    spec = rg.spec("f32", 3, 3)
-    for f, backend in (
-        (lambda x: rnp.tanh(x @ x), "native"), (lambda x: rnp.sort(x @ x), "native"),
-        (lambda x: x @ x, "numpy"),
-    ):  # fmt: skip
-        rg.compile(f, spec, threads=2, backend=backend)(x)
-    assert asked == [None, 2, 2]
