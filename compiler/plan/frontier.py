@@ -23,16 +23,16 @@ from retrograde.compiler.errors import DataError
 from retrograde.compiler.plan.dag import Dag, Recipe, total
 
 Array = npt.NDArray[Any]
-_STEPS = 120  # about so many simulations; each moves several values if there are many
+_STEPS = 100  # about so many simulations; each moves several values if there are many
 _DEEP = 24  # recomputations that one candidate may bring along
 
 
 @dataclass(frozen=True)
 class _Played:
-    """An order and what it takes; positions are those of the base order that runs belong to."""
+    """An order and what it takes; slots are the positions in the base order that runs belong to."""
 
-    order: list[int]
-    slots: list[int]  # by run
+    order: Array
+    slots: Array  # by run
     memory: Array  # by run
     ends: list[int]  # by node: the slot of the last reader of its first run
     again: dict[int, int]  # by node that runs twice: the slot of its second run
@@ -61,26 +61,32 @@ def frontier(
     Heuristic; the bound of each recipe is the cost of running everything once.
     """
     base = _base(dag, given_order)
+    if not base:
+        return [Recipe((), 0, 0, 0)]
     simulation = _Simulation(dag, base, scratch)
     once = total(dag.cost[i] for i in base)
     fixed = set(pinned)
-    together = [[i for i in base if i in set(group) and i not in fixed] for group in groups]
+    slot = {node: at for at, node in enumerate(base)}
+    together = [sorted({i for i in group if i in slot} - fixed, key=slot.__getitem__)
+                for group in groups]  # fmt: skip
     dropped: dict[int, int] = {}
     played = simulation.play(dropped)
-    best = [Recipe(tuple(played.order), played.peak, once, once)]
+    best = [Recipe(tuple(played.order.tolist()), played.peak, once, once)]
     floor = max((simulation.working[i] for i in base), default=0)
     step = max(1, (played.peak - floor) // _STEPS)
     chooser = _Chooser(dag, fixed, together)
     tried = 0
     while played.peak > floor and tried < 3 * _STEPS:
         tried += 1
-        more = chooser.choose(played, dropped, step)
-        if not more:
+        # Where nothing helps right at the peak, more of what is nearly as high may go together.
+        widths = (step, 4 * step, 16 * step)
+        more = next(filter(None, (chooser.choose(played, dropped, w) for w in widths)), None)
+        if more is None:
             break
         dropped |= more
         played = simulation.play(dropped)
-        cost = total(dag.cost[i] for i in played.order)
-        best.append(Recipe(tuple(played.order), played.peak, cost, once))
+        cost = total(dag.cost[i] for i in played.order.tolist())
+        best.append(Recipe(tuple(played.order.tolist()), played.peak, cost, once))
     return pareto(best)
 
 
@@ -111,78 +117,93 @@ class _Simulation:
 
     def __init__(self, dag: Dag, base: list[int], scratch: Sequence[int] | None) -> None:
         self.dag, self.base = dag, base
-        self.extra = scratch if scratch is not None else [0] * len(dag)
-        self.working = [dag.working(i) + self.extra[i] for i in range(len(dag))]
-        self.extras = np.array(self.extra, np.int64)
+        extra = scratch if scratch is not None else [0] * len(dag)
+        self.working = [dag.working(i) + extra[i] for i in range(len(dag))]
+        self.extra = np.array(extra, np.int64)
         self.sizes = np.array(dag.size, np.int64)
+        self.runs = np.array(base, np.int64)
+        self.slot = np.zeros(len(dag), np.int64)
+        self.slot[self.runs] = np.arange(len(base))
+        pairs = [(p, slot) for slot, i in enumerate(base) for p in dag.predecessors[i]]
+        self.read, self.reader = np.array(pairs, np.int64).reshape(-1, 2).T
+        self.outputs = np.array(dag.outputs, np.int64)
+        self.readers: list[list[int]] = [[] for _ in range(len(dag))]
+        for p, slot in pairs:
+            self.readers[p].append(slot)
 
     def play(self, dropped: Mapping[int, int]) -> _Played:
         """`dropped`: by node the slot after which its first value goes."""
-        before = self.dag.predecessors
-        leaving: dict[int, list[int]] = {}
-        for node, slot in dropped.items():
-            leaving.setdefault(slot, []).append(node)
-        gone: set[int] = set()
-        again: dict[int, int] = {}
-        made = [-1] * len(self.dag)
-        order: list[int] = []
-        slots: list[int] = []
-        ends: list[int] = []
-        reads: list[tuple[int, int]] = []  # of first runs: node, slot
-        for slot, node in enumerate(self.base):
-            todo = [node]
-            if gone and not gone.isdisjoint(before[node]):
-                todo = self._asked(node, gone)
-            for run in todo:
-                now = len(order)
-                for p in before[run]:
-                    ends[made[p]] = now
-                    if p not in again:
-                        reads.append((p, slot))
-                if run in gone:
-                    gone.discard(run)
-                    again[run] = slot
-                else:
-                    reads.append((run, slot))
-                made[run] = now
-                order.append(run)
-                slots.append(slot)
-                ends.append(now)
-            gone.update(leaving.get(slot, ()))
-        for node in self.dag.outputs:
-            ends[made[node]] = len(order) - 1
-            if node not in again:
-                reads.append((node, len(self.base)))
-        runs = np.array(order, np.int64)
-        change = np.zeros(len(order) + 1, np.int64)
-        change[:-1] = self.sizes[runs]
-        np.subtract.at(change, np.array(ends, np.int64) + 1, self.sizes[runs])
-        memory = np.cumsum(change[:-1]) + self.extras[runs]
-        nodes, when = np.array(reads, np.int64).reshape(-1, 2).T
-        sort = np.argsort(nodes, kind="stable")
-        nodes, when = nodes[sort], when[sort]
-        pairs = np.flatnonzero((nodes[1:] == nodes[:-1]) & (when[1:] > when[:-1] + 1))
+        again, extra, slots_of_extra = self._inserted(dropped)
+        count, more = len(self.base), len(extra)
+        # A recomputation comes right before the base run of its slot, in the order of demand.
+        inserted = np.array(slots_of_extra, np.int64)
+        nodes = np.concatenate((self.runs, np.array(extra, np.int64)))
+        keys = np.concatenate((np.arange(count) * 2 + 1, inserted * 2))
+        sort = np.argsort(keys, kind="stable")
+        order, slots = nodes[sort], keys[sort] // 2
+        where = np.empty(count + more, np.int64)
+        where[sort] = np.arange(count + more)
+        first = where[:count][self.slot]  # by node: its first run, and its second
+        second = np.full(len(self.dag), count + more)
+        second[nodes[count:]] = where[count:]
+        # Reads, of base runs and of recomputations: which node, and by which run.
+        also = [(p, count + k) for k, i in enumerate(extra) for p in self.dag.predecessors[i]]
+        there = np.array(also, np.int64).reshape(-1, 2).T
+        read = np.concatenate((self.read, there[0], self.outputs))
+        by = np.concatenate(
+            (where[self.reader], where[there[1]], np.full(len(self.outputs), count + more))
+        )
+        source = np.where(second[read] < by, second[read], first[read])
+        ends = np.arange(count + more)
+        np.maximum.at(ends, source, np.minimum(by, count + more - 1))
+        change = np.zeros(count + more + 1, np.int64)
+        change[:-1] = self.sizes[order]
+        np.subtract.at(change, ends + 1, self.sizes[order])
+        memory = np.cumsum(change[:-1]) + self.extra[order]
+
+        of_first = source == first[read]
+        begins = np.append(slots, count)
+        owner = np.concatenate((read[of_first], self.runs))
+        when = np.concatenate((begins[by[of_first]], np.arange(count)))
+        sort = np.lexsort((when, owner))
+        owner, when = owner[sort], when[sort]
+        pairs = np.flatnonzero((owner[1:] == owner[:-1]) & (when[1:] > when[:-1] + 1))
         last = np.zeros(len(self.dag), np.int64)
-        last[nodes] = when  # of several, the last one stays
-        gaps = nodes[pairs], when[pairs], when[pairs + 1]
+        last[owner] = when  # of several, the last one stays
+        gaps = owner[pairs], when[pairs], when[pairs + 1]
         return _Played(order, slots, memory, last.tolist(), again, gaps)
 
-    def _asked(self, node: int, gone: set[int]) -> list[int]:
-        """What has to run for `node`, each after what it reads; `node` is last."""
-        found: list[int] = []
-        done: set[int] = set()
-        stack = [node]
-        while stack:
-            run = stack[-1]
-            missing = [p for p in self.dag.predecessors[run] if p in gone and p not in done]
-            if missing:
-                stack.append(missing[0])
-                continue
-            stack.pop()
-            if run not in done:
-                done.add(run)
-                found.append(run)
-        return found
+    def _inserted(self, dropped: Mapping[int, int]) -> tuple[dict[int, int], list[int], list[int]]:
+        """Slots of second runs, by node, and these runs with their slots in the order of demand."""
+        demand = {
+            slot
+            for node, begin in dropped.items()
+            for slot in self.readers[node]
+            if slot > begin
+        }
+        if any(node in dropped for node in self.dag.outputs):
+            demand.add(len(self.base))
+        again: dict[int, int] = {}
+        runs: list[int] = []
+        for slot in sorted(demand):
+            end = slot == len(self.base)
+            asked = self.dag.outputs if end else self.dag.predecessors[self.base[slot]]
+            stack = [p for p in asked if dropped.get(p, slot) < slot and p not in again][::-1]
+            while stack:
+                node = stack[-1]
+                missing = [
+                    p
+                    for p in self.dag.predecessors[node]
+                    if dropped.get(p, slot) < slot and p not in again
+                ]
+                if missing:
+                    stack.append(missing[0])
+                    continue
+                stack.pop()
+                if node not in again:
+                    again[node] = slot
+                    runs.append(node)
+        return again, runs, [again[node] for node in runs]
 
 
 class _Chooser:
@@ -190,22 +211,33 @@ class _Chooser:
 
     def __init__(self, dag: Dag, pinned: Collection[int], groups: list[list[int]]) -> None:
         self.dag, self.pinned, self.groups = dag, pinned, groups
+        self.sizes = np.array(dag.size, np.float64)
+        self.costs = np.array(dag.cost, np.float64)
+        self.free = np.ones(len(dag), np.bool_)
+        self.free[list(pinned)] = False
         self.price = 0.0  # the most that was paid for a byte near the peak
 
     def choose(self, played: _Played, dropped: Mapping[int, int], step: int) -> dict[int, int]:
         """About `step` bytes near the peak, or one whole group, at the lowest price there is."""
         near = played.memory > played.peak - step
-        count = np.zeros(max(played.slots, default=0) + 3, np.int64)
-        np.add.at(count, np.array(played.slots, np.int64)[near] + 1, 1)
+        count = np.zeros(len(self.dag) + 3, np.int64)
+        np.add.at(count, played.slots[near] + 1, 1)
         crowd = np.cumsum(count)  # crowd[b] - crowd[a + 1]: runs near the peak strictly between
         everything = int(crowd[-1])
         nodes, begins, ends = played.gaps
         inside = crowd[ends] - crowd[np.minimum(begins + 1, ends)]
+        gains = self.sizes[nodes] * inside
+        useful = np.flatnonzero((gains > 0) & self.free[nodes])
+        least = self.costs[nodes[useful]] / gains[useful]  # what it may bring along adds to it
         scarce = crowd.tolist()
         found: dict[int, tuple[float, float, dict[int, int]]] = {}
-        for at in np.flatnonzero(inside).tolist():
+        best = np.inf
+        sort = np.argsort(least, kind="stable")
+        for at, bound in zip(useful[sort].tolist(), least[sort].tolist(), strict=True):
+            if bound > best * 1.1:
+                break
             node = int(nodes[at])
-            if node in dropped or node in self.pinned or not self.dag.size[node]:
+            if node in dropped:
                 continue
             offer = self._offer(
                 node, int(begins[at]), int(ends[at]), int(inside[at]), played, dropped, scarce
@@ -213,6 +245,7 @@ class _Chooser:
             if offer and (node not in found or offer[0] / offer[1] < found[node][0]):
                 cost, gain, moves = offer
                 found[node] = cost / gain, gain, moves
+                best = min(best, cost / gain)
         if not found:
             return {}
         order = sorted(found, key=lambda i: (found[i][0], -found[i][2][i], i))
@@ -260,7 +293,7 @@ class _Chooser:
                 if p in moves or played.ends[p] >= end:
                     continue
                 if p in dropped:
-                    if end < played.again.get(p, 0):  # its second run moves ahead, and it stays
+                    if p in played.again and end < played.again[p]:  # its second run moves ahead, and it stays
                         here = scarce[played.again[p]] - scarce[end]
                         gain -= dag.size[p] * here
                     continue
@@ -278,7 +311,7 @@ class _Chooser:
         return cost, gain, moves
 
     def _again(
-        self, node: int, end: int, played: _Played, dropped: Mapping[int, int], depth: int = 3
+        self, node: int, end: int, played: _Played, dropped: Mapping[int, int], depth: int = 2
     ) -> float:
         """About what running `node` once more costs, with what it reads that is gone by then."""
         cost = self.dag.cost[node]
