@@ -239,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             table.add_column(heading, justify="left" if heading == headings[0] else "right")
         for row in rows(options.quick):
             table.add_row(*row)
+            print("  ".join(row), file=sys.stderr)
         console.print(table)
     return 0
 

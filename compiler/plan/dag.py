@@ -155,7 +155,7 @@ def total(costs: Iterable[float]) -> float:
 def replay(
     dag: Dag, order: Sequence[int], scratch: Sequence[int] | None = None
 ) -> tuple[int, float]:
-    """Peak in bytes and cost of an order, checked: `DataError` if it cannot run or leaves no output.
+    """Peak in bytes and cost of an order.  Raises `DataError` if it cannot run or misses an output.
 
     A run reads the latest value of each predecessor.  A value lives from its run to its last reader
     before it is made anew, or to the end if it is the last of an output.

@@ -176,10 +176,7 @@ class _Simulation:
     def _inserted(self, dropped: Mapping[int, int]) -> tuple[dict[int, int], list[int], list[int]]:
         """Slots of second runs, by node, and these runs with their slots in the order of demand."""
         demand = {
-            slot
-            for node, begin in dropped.items()
-            for slot in self.readers[node]
-            if slot > begin
+            slot for node, begin in dropped.items() for slot in self.readers[node] if slot > begin
         }
         if any(node in dropped for node in self.dag.outputs):
             demand.add(len(self.base))
@@ -279,7 +276,7 @@ class _Chooser:
         dropped: Mapping[int, int],
         scarce: list[int],
     ) -> tuple[float, float, dict[int, int]] | None:
-        """Cost, bytes times runs near the peak, and what is dropped with `node`; None if in vain."""
+        """Cost, bytes times runs near the peak, and what is dropped; None if it is in vain."""
         dag = self.dag
         gain = float(dag.size[node]) * inside
         price = max(self.price, dag.cost[node] / gain)
@@ -293,9 +290,8 @@ class _Chooser:
                 if p in moves or played.ends[p] >= end:
                     continue
                 if p in dropped:
-                    if p in played.again and end < played.again[p]:  # its second run moves ahead, and it stays
-                        here = scarce[played.again[p]] - scarce[end]
-                        gain -= dag.size[p] * here
+                    if end < played.again.get(p, -1):  # its second run moves ahead to here
+                        gain -= dag.size[p] * (scarce[played.again[p]] - scarce[end])
                     continue
                 kept = dag.size[p] * (scarce[end] - scarce[min(played.ends[p] + 1, end)])
                 if not kept:

@@ -1,4 +1,4 @@
-"""Bounds on the peak over all orders: a DAG -> bytes that no order needs less than, and for which node.
+"""Bounds on the peak over all orders: a DAG -> bytes that no order needs less than, and where.
 
 Invariant: whatever `order_bound` returns is below the peak of every order, of every base order even
 if it is the best one; the tests compare it with all orders of small graphs.

@@ -114,13 +114,13 @@ class _Sums:
     def __init__(self, weights: Sequence[float], kind: type) -> None:
         self.tables = []
         for begin in range(0, max(len(weights), 1), 11):
-            table = np.zeros(1, kind)
+            table: Array = np.zeros(1, kind)
             for weight in weights[begin : begin + 11]:
                 table = np.concatenate((table, table + kind(weight)))
             self.tables.append(np.pad(table, (0, 2048 - len(table))))
 
     def __call__(self, masks: Array) -> Array:
-        found = self.tables[0][masks & np.uint64(2047)]
+        found: Array = self.tables[0][masks & np.uint64(2047)]
         for shift, table in enumerate(self.tables[1:], 1):
             found = found + table[(masks >> np.uint64(11 * shift)) & np.uint64(2047)]
         return found

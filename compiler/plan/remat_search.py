@@ -59,7 +59,7 @@ def _forward(dag: Dag, given: Sequence[int]) -> list[int]:
 
 
 def _backward(dag: Dag) -> list[int]:
-    """From the end: at each turn the node that nothing left reads and before which least is live."""
+    """From the end: at each turn the node, read by nothing left, before which least is live."""
     place = {node: at for at, node in enumerate(dag.topological)}
     waiting = {i: sum(s in dag.needed for s in dag.successors[i]) for i in dag.needed}
     live = set(dag.outputs)
@@ -110,7 +110,8 @@ class OnDemand:
 
     def run(self, most: int, deadline: float | None = None) -> list[int] | None:
         """The order, or None if it got stuck, took `most` work, or too long."""
-        for self.slot, node in enumerate(self.base):
+        for slot, node in enumerate(self.base):
+            self.slot = slot
             if node not in self.live and not self._make(node, most, deadline):
                 return None
         self.slot = len(self.base)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
-from benchmarks import checkmate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.compiler.plan.small_dags import dags
 
+from benchmarks import checkmate
 from retrograde.compiler.errors import DataError
 from retrograde.compiler.plan.dag import Dag, Recipe, replay
 from retrograde.compiler.plan.frontier import frontier, pareto
+from tests.compiler.plan.small_dags import dags
 
 
 def assert_frontier(dag: Dag, recipes: list[Recipe], scratch: list[int] | None = None) -> None:
@@ -19,7 +21,7 @@ def assert_frontier(dag: Dag, recipes: list[Recipe], scratch: list[int] | None =
         assert max((recipe.order.count(i) for i in recipe.order), default=0) <= 2
         first = list(dict.fromkeys(recipe.order))
         assert first == list(dict.fromkeys(recipes[0].order))
-    for cheap, dear in zip(recipes, recipes[1:], strict=False):
+    for cheap, dear in itertools.pairwise(recipes):
         assert cheap.peak > dear.peak and cheap.cost < dear.cost
 
 

@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from benchmarks import checkmate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.compiler.plan.small_dags import dags, least_cost, peak_and_cost, single_runs
 
+from benchmarks import checkmate
 from retrograde.compiler.errors import BudgetError, DataError
 from retrograde.compiler.plan.order_bound import order_bound
 from retrograde.compiler.plan.remat import Dag, rematerialize, replay
 from retrograde.compiler.plan.remat_exact import cheapest, least_peak
 from retrograde.compiler.plan.remat_search import OnDemand, base_orders, trim
+from tests.compiler.plan.small_dags import dags, least_cost, peak_and_cost, single_runs
 
 
 def everything(dag: Dag) -> int:
