@@ -66,8 +66,8 @@ def rematerialize(dag: Dag, budget: int, time_limit: float | None = None) -> Rec
     best = _better(dag, budget, best, orders_within(dag, budget, effort=effort, deadline=deadline))
     if small:
         known = None if best is None else best.order
-        more = None if deadline is None else 2**40
-        found = cheapest(dag, budget, best=known, effort=more or _STATES, deadline=deadline)
+        states = _states(dag, deadline)
+        found = cheapest(dag, budget, best=known, effort=states, deadline=deadline)
         if found.order is not None:
             peak, cost = replay(dag, found.order)
             bound = cost if found.exhausted else max(once, min(found.lower_bound, cost))
@@ -87,6 +87,11 @@ def _better(
     return best
 
 
+def _states(dag: Dag, deadline: float | None) -> int:
+    """How many states the exact search may meet; each takes time with the nodes."""
+    return _STATES * 30 // max(30, len(dag.needed)) if deadline is None else 2**40
+
+
 def _refuse(dag: Dag, budget: int, deadline: float | None) -> NoReturn:
     """Raises, with the smallest peak that was found and the bound."""
     bound, node = dag.floor
@@ -94,8 +99,8 @@ def _refuse(dag: Dag, budget: int, deadline: float | None) -> NoReturn:
     for base in base_orders(dag):
         least = min(least, frontier(dag, given_order=base)[-1].peak)
     if len(dag.needed) <= MOST_NODES:
-        effort = _STATES if deadline is None else 2**40
-        least, _, bound = least_peak(dag, least, effort=effort, deadline=deadline)
+        states = _states(dag, deadline)
+        least, _, bound = least_peak(dag, least, effort=states, deadline=deadline)
     else:
         least = _squeezed(dag, bound, least, deadline)
     where = f"node {node}" if node >= 0 else "holding the outputs"

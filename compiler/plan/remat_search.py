@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from retrograde.compiler.plan.dag import Dag, profile
 
 _NEVER = 2**62
+_BEAM = 12_000  # nodes times ends that are followed at a time
 
 
 def base_orders(dag: Dag) -> list[list[int]]:
-    """Orders worth starting from, each needed node once: as given, and greedy from both ends."""
+    """Orders worth starting from, each needed node once: as given, and found from both ends."""
     given = [i for i in dag.topological if i in dag.needed]
     found = [given, _backward(dag), _forward(dag, given)]
     return [list(order) for order in dict.fromkeys(map(tuple, found))]
@@ -58,30 +60,75 @@ def _forward(dag: Dag, given: Sequence[int]) -> list[int]:
     return order
 
 
+@dataclass
+class _Partial:
+    """The end of an order: what it needs, and what may come right before it."""
+
+    peak: int
+    bytes: int
+    live: set[int]
+    waiting: list[int]  # by node: readers that are not in it yet
+    ready: set[int]
+    key: int
+    node: int = -1  # the first of it, and the rest
+    rest: _Partial | None = None
+
+
 def _backward(dag: Dag) -> list[int]:
-    """From the end: at each turn the node, read by nothing left, before which least is live."""
+    """From the end, several ends at a time, those of low peaks that need few bytes.
+
+    A node is put in front at once if nothing in the end reads it, it frees at least what it asks
+    for, and the peak stays: that cannot be worse than putting it there later on.
+    """
     place = {node: at for at, node in enumerate(dag.topological)}
-    waiting = {i: sum(s in dag.needed for s in dag.successors[i]) for i in dag.needed}
-    live = set(dag.outputs)
+    waiting = [sum(s in dag.needed for s in after) for after in dag.successors]
     ready = {i for i in dag.needed if not waiting[i]}
+    least = sum(dag.size[o] for o in dag.outputs)
+    ends = [_Partial(least, least, set(dag.outputs), waiting, ready, 0)]
+    width = max(4, min(64, _BEAM // max(len(dag.needed), 1)))
+    for _ in range(len(dag.needed)):
+        found: dict[int, tuple[int, int, int, int, int]] = {}
+        for at, end in enumerate(ends):
+            for offer in _offers(dag, end, at, place):
+                key = end.key ^ (1 << offer[4])
+                if key not in found or offer < found[key]:
+                    found[key] = offer
+        ends = [_extended(dag, ends, offer) for offer in sorted(found.values())[:width]]
     order: list[int] = []
-    while ready:
-        node = min(
-            ready,
-            key=lambda i: (
-                sum(dag.size[p] for p in dag.predecessors[i] if p not in live) - dag.size[i],
-                -place[i],
-            ),
-        )
-        ready.discard(node)
-        live.discard(node)
-        live.update(dag.predecessors[node])
-        order.append(node)
-        for p in dag.predecessors[node]:
-            waiting[p] -= 1
-            if not waiting[p]:
-                ready.add(p)
-    return order[::-1]
+    best: _Partial | None = ends[0]
+    while best is not None and best.node >= 0:
+        order.append(best.node)
+        best = best.rest
+    return order
+
+
+def _offers(
+    dag: Dag, end: _Partial, at: int, place: dict[int, int]
+) -> list[tuple[int, int, int, int, int]]:
+    """What may come before an end: the peak and the bytes then, and what tells it from others."""
+    offers = []
+    for node in sorted(end.ready, key=place.__getitem__, reverse=True):
+        more = sum(dag.size[p] for p in dag.predecessors[node] if p not in end.live)
+        peak = max(end.peak, end.bytes + more)
+        offer = peak, end.bytes + more - dag.size[node], -place[node], at, node
+        if more <= dag.size[node] and peak == end.peak:
+            return [offer]
+        offers.append(offer)
+    return offers
+
+
+def _extended(
+    dag: Dag, ends: list[_Partial], offer: tuple[int, int, int, int, int]
+) -> _Partial:
+    peak, size, _, at, node = offer
+    end = ends[at]
+    live, ready, waiting = end.live - {node}, end.ready - {node}, end.waiting.copy()
+    live.update(dag.predecessors[node])
+    for p in dag.predecessors[node]:
+        waiting[p] -= 1
+        if not waiting[p]:
+            ready.add(p)
+    return _Partial(peak, size, live, waiting, ready, end.key ^ (1 << node), node, end)
 
 
 class OnDemand:
