@@ -125,7 +125,7 @@ def _squeezed(dag: Dag, low: int, high: int, deadline: float | None) -> int:
         if low >= high or (deadline is not None and time.perf_counter() > deadline):
             break
         probe = (low + high) // 2
-        orders = orders_within(dag, probe, effort=_LOOKS // 8, deadline=deadline)
+        orders = orders_within(dag, probe, effort=_LOOKS // 4, deadline=deadline)
         found = next((replay(dag, order)[0] for order in orders), None)
         if found is None:
             low = probe + 1

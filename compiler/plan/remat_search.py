@@ -117,9 +117,7 @@ def _offers(
     return offers
 
 
-def _extended(
-    dag: Dag, ends: list[_Partial], offer: tuple[int, int, int, int, int]
-) -> _Partial:
+def _extended(dag: Dag, ends: list[_Partial], offer: tuple[int, int, int, int, int]) -> _Partial:
     peak, size, _, at, node = offer
     end = ends[at]
     live, ready, waiting = end.live - {node}, end.ready - {node}, end.waiting.copy()

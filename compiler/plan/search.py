@@ -15,7 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrograde.compiler.plan.fit import FAR, Array, Fitted, Problem, fit
+from retrograde.compiler.plan.skyline import skyline
 
+# More than these followed at a time rarely find more.
+_MOST_SKYLINES = 512
 # Beyond this many buffers one descent takes longer than any placement is worth.
 _MOST_FOR_DESCENT = 6000
 
@@ -153,12 +156,14 @@ def search(
 ) -> tuple[Fitted, bool]:
     """Lower `best` towards `target` until the deadline; whether nothing lower than it exists.
 
-    Descents and local search take turns; the descents' patience doubles from round to round.
+    Skylines come first; then descents and local search take turns, and the descents' patience
+    doubles from round to round.
     """
     chance = random.Random(seed)
     floor = target  # no placement is lower than this, or none needs to be
     patience = 64
     kept = list(orders[0])
+    best = _widening(problem, best, floor, deadline)
     while best.height > floor and time.perf_counter() < deadline:
         begun = time.perf_counter()
         tries = list(orders)
@@ -180,6 +185,22 @@ def search(
         if best.height > floor:
             best, kept = _reorder(problem, best, kept, chance, floor, share)
     return best, floor > target and best.height <= floor
+
+
+def _widening(problem: Problem, best: Fitted, floor: int, deadline: float) -> Fitted:
+    """Skylines of ever more partial placements, as long as they leave time for other things."""
+    width = 8
+    while best.height > floor:
+        begun = time.perf_counter()
+        found = skyline(problem, width, below=best.height, deadline=deadline)
+        if found is not None:
+            best = min(best, found, key=lambda fitted: fitted.height)
+        now = time.perf_counter()
+        wider = min(8 * width, int(0.6 * (deadline - now) * width / max(now - begun, 1e-6)))
+        if wider < 2 * width or width >= _MOST_SKYLINES:
+            break
+        width = wider
+    return best
 
 
 def _shaken(order: Sequence[int], chance: random.Random) -> list[int]:
