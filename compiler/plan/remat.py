@@ -14,7 +14,7 @@ demand (`remat_search`) and the frontier of single recomputations (`frontier`).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from retrograde.compiler.errors import BudgetError, DataError
@@ -46,11 +46,11 @@ def rematerialize(dag: Dag, budget: int, time_limit: float | None = None) -> Rec
     if time_limit is not None and not time_limit >= 0:
         raise DataError(f"time_limit must be None or some seconds from 0 on, not {time_limit!r}")
     deadline = None if time_limit is None else time.perf_counter() + time_limit
+    bases = base_orders(dag)
     if budget < dag.floor[0]:
-        _refuse(dag, budget, deadline)
+        _refuse(dag, budget, bases, deadline)
     once = dag.least_cost
     best: Recipe | None = None
-    bases = base_orders(dag)
     for base in bases:
         best = _better(dag, budget, best, [base])
         if best is not None and best.cost <= once:
@@ -63,7 +63,8 @@ def rematerialize(dag: Dag, budget: int, time_limit: float | None = None) -> Rec
                 best = _better(dag, budget, best, [trim(dag, fitting.order, budget)])
     small = len(dag.needed) <= MOST_NODES
     effort = _LOOKS // 8 if small else _LOOKS
-    best = _better(dag, budget, best, orders_within(dag, budget, effort=effort, deadline=deadline))
+    more = orders_within(dag, budget, bases, effort=effort, deadline=deadline)
+    best = _better(dag, budget, best, more)
     if small:
         known = None if best is None else best.order
         states = _states(dag, deadline)
@@ -73,7 +74,7 @@ def rematerialize(dag: Dag, budget: int, time_limit: float | None = None) -> Rec
             bound = cost if found.exhausted else max(once, min(found.lower_bound, cost))
             best = Recipe(found.order, peak, cost, bound)
     if best is None:
-        _refuse(dag, budget, deadline)
+        _refuse(dag, budget, bases, deadline)
     return best
 
 
@@ -92,17 +93,19 @@ def _states(dag: Dag, deadline: float | None) -> int:
     return _STATES * 30 // max(30, len(dag.needed)) if deadline is None else 2**40
 
 
-def _refuse(dag: Dag, budget: int, deadline: float | None) -> NoReturn:
+def _refuse(
+    dag: Dag, budget: int, bases: Sequence[Sequence[int]], deadline: float | None
+) -> NoReturn:
     """Raises, with the smallest peak that was found and the bound."""
     bound, node = dag.floor
-    least = min(replay(dag, base)[0] for base in base_orders(dag))
-    for base in base_orders(dag):
+    least = min(replay(dag, base)[0] for base in bases)
+    for base in bases:
         least = min(least, frontier(dag, given_order=base)[-1].peak)
     if len(dag.needed) <= MOST_NODES:
         states = _states(dag, deadline)
         least, _, bound = least_peak(dag, least, effort=states, deadline=deadline)
     else:
-        least = _squeezed(dag, bound, least, deadline)
+        least = _squeezed(dag, bases, bound, least, deadline)
     where = f"node {node}" if node >= 0 else "holding the outputs"
     proof = (
         "no order needs less"
@@ -119,13 +122,15 @@ def _refuse(dag: Dag, budget: int, deadline: float | None) -> NoReturn:
     )
 
 
-def _squeezed(dag: Dag, low: int, high: int, deadline: float | None) -> int:
+def _squeezed(
+    dag: Dag, bases: Sequence[Sequence[int]], low: int, high: int, deadline: float | None
+) -> int:
     """A small peak that recomputation on demand keeps to, by halving the range."""
     for _ in range(8):
         if low >= high or (deadline is not None and time.perf_counter() > deadline):
             break
         probe = (low + high) // 2
-        orders = orders_within(dag, probe, effort=_LOOKS // 4, deadline=deadline)
+        orders = orders_within(dag, probe, bases, effort=_LOOKS // 6, deadline=deadline)
         found = next((replay(dag, order)[0] for order in orders), None)
         if found is None:
             low = probe + 1

@@ -349,11 +349,16 @@ _POWERS = ((1.0, 1.0), (1.0, 0.5), (0.5, 1.0), (1.0, 0.0), (1.0, 2.0), (0.3, 0.3
 
 
 def orders_within(
-    dag: Dag, budget: int, *, effort: int, deadline: float | None = None
+    dag: Dag,
+    budget: int,
+    bases: Sequence[Sequence[int]],
+    *,
+    effort: int,
+    deadline: float | None = None,
 ) -> Iterator[list[int]]:
     """Orders that keep to the budget, until `effort` values were looked at."""
     for powers in _POWERS:
-        for base in base_orders(dag):
+        for base in bases:
             run = OnDemand(dag, base, budget, *powers)
             order = run.run(effort, deadline)
             effort -= run.work

@@ -7,6 +7,7 @@ Johnson, "Computers and Intractability", 1979, problem SR2): every search here w
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -17,8 +18,6 @@ import numpy as np
 from retrograde.compiler.plan.fit import FAR, Array, Fitted, Problem, fit
 from retrograde.compiler.plan.skyline import skyline
 
-# More than these followed at a time rarely find more.
-_MOST_SKYLINES = 512
 # Beyond this many buffers one descent takes longer than any placement is worth.
 _MOST_FOR_DESCENT = 6000
 
@@ -163,7 +162,7 @@ def search(
     floor = target  # no placement is lower than this, or none needs to be
     patience = 64
     kept = list(orders[0])
-    best = _widening(problem, best, floor, deadline)
+    best = _skylines(problem, best, floor, chance, deadline)
     while best.height > floor and time.perf_counter() < deadline:
         begun = time.perf_counter()
         tries = list(orders)
@@ -187,19 +186,21 @@ def search(
     return best, floor > target and best.height <= floor
 
 
-def _widening(problem: Problem, best: Fitted, floor: int, deadline: float) -> Fitted:
-    """Skylines of ever more partial placements, as long as they leave time for other things."""
-    width = 8
-    while best.height > floor:
-        begun = time.perf_counter()
-        found = skyline(problem, width, below=best.height, deadline=deadline)
+def _skylines(
+    problem: Problem, best: Fitted, floor: int, chance: random.Random, deadline: float
+) -> Fitted:
+    """Skylines, wider and wider and by lot, for the larger part of the time."""
+    until = time.perf_counter() + 0.7 * (deadline - time.perf_counter())
+    for attempt in itertools.count():
+        if best.height <= floor or time.perf_counter() > until:
+            return best
+        width = 8 if not attempt else 32 << min(attempt // 8, 4)
+        lot = chance if attempt > 1 else None
+        found = skyline(problem, width, below=best.height, deadline=until, chance=lot)
         if found is not None:
-            best = min(best, found, key=lambda fitted: fitted.height)
-        now = time.perf_counter()
-        wider = min(8 * width, int(0.6 * (deadline - now) * width / max(now - begun, 1e-6)))
-        if wider < 2 * width or width >= _MOST_SKYLINES:
-            break
-        width = wider
+            best = found
+        elif width * attempt > 64 * len(problem):  # small problems have seen all there is
+            return best
     return best
 
 

@@ -11,6 +11,7 @@ Where lifetimes leave no slack, this finds what greedy orders miss by tens of pe
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,17 +35,25 @@ class _Partial:
     before: _Partial | None = None
     options: Sequence[int] = ()  # for the corner that is served next
     level: int = 0  # there
+    steps: float = 0.0  # of the skyline
 
     @property
-    def rank(self) -> tuple[int, int, int]:
+    def rank(self) -> tuple[int, int, float]:
         """What tells better ones from worse: lower is better."""
-        return self.bound, self.waste, len(self.sky)
+        return self.bound, self.waste, self.steps
 
 
 def skyline(
-    problem: Problem, width: int, *, below: int, deadline: float | None = None
+    problem: Problem,
+    width: int,
+    *,
+    below: int,
+    deadline: float | None = None,
+    chance: random.Random | None = None,
 ) -> Fitted | None:
-    """A placement lower than `below`, if following `width` partial ones finds one in time."""
+    """A placement lower than `below`, if following `width` partial ones finds one in time.
+
+    With `chance`, those that look nearly alike are told apart by lot."""
     totals = problem.totals()
     begin_at: list[list[int]] = [[] for _ in range(problem.sections + 1)]
     end_at: list[list[int]] = [[] for _ in range(problem.sections + 1)]
@@ -56,6 +65,7 @@ def skyline(
 
     def settled(state: _Partial) -> _Partial:
         state.options, state.level = _corner(state, begin_at, end_at, firsts, lasts)
+        state.steps = len(state.sky) + (chance.random() * len(state.sky) / 2 if chance else 0.0)
         return state
 
     start = _Partial(int(totals.max()), 0, [(0, problem.sections, 0)], totals, 0)
