@@ -29,7 +29,7 @@ __all__ = ["Dag", "Recipe", "rematerialize", "replay"]
 # What may be spent without a time limit: counts, not a clock, so that the same problem gets the
 # same recipe every time.  A few seconds each.
 _STATES = 120_000
-_LOOKS = 1_200_000
+_LOOKS = 1_800_000
 
 
 def rematerialize(dag: Dag, budget: int, time_limit: float | None = None) -> Recipe:
@@ -130,7 +130,7 @@ def _squeezed(
         if low >= high or (deadline is not None and time.perf_counter() > deadline):
             break
         probe = (low + high) // 2
-        orders = orders_within(dag, probe, bases, effort=_LOOKS // 6, deadline=deadline)
+        orders = orders_within(dag, probe, bases, effort=_LOOKS // 3, deadline=deadline)
         found = next((replay(dag, order)[0] for order in orders), None)
         if found is None:
             low = probe + 1
