@@ -23,6 +23,7 @@ from retrograde.compiler.plan.lifetimes import (
 )
 from retrograde.compiler.plan.orientation import Orientation, orient
 from retrograde.compiler.plan.search import descend, search
+from retrograde.compiler.plan.skyline import skyline
 
 __all__ = ["Buffer", "Orientation", "Placement", "lower_bound", "orient", "place"]
 
@@ -141,6 +142,12 @@ def _descent_cost(count: int) -> float:
     return (count + _DEAD_ENDS) * (25e-6 + 15e-9 * count)
 
 
+def _skyline_cost(count: int) -> float:
+    return count * (40e-6 + 20e-9 * count)
+
+
+_COSTS = {"fit": _fit_cost, "descend": _descent_cost, "skyline": _skyline_cost}
+
 # A descent that succeeds mostly goes straight down; one that fails is better begun anew.
 _DEAD_ENDS = 250
 
@@ -163,10 +170,12 @@ def _portfolio(group: _Group, bound: int, deadline: float | None) -> None:
     orders = list(_orders(problem))
     by_size, by_area, by_length, by_crowding, *_ = orders
     group.best = fit(problem, by_size)
-    # Greedies (first fit or best fit) and descents (to the bound, or part of the way there).
+    # Greedies (first fit or best fit), descents (to the bound, or part of the way there), and
+    # skylines (so many at a time).
     steps: list[tuple[str, float, list[int]]] = [
         ("descend", 0.0, by_crowding),
         ("fit", 0, by_area),
+        ("skyline", 1, by_area),
         ("descend", 0.0, by_length),
         ("descend", 0.0, by_size),
         ("fit", 0, by_length),
@@ -182,8 +191,8 @@ def _portfolio(group: _Group, bound: int, deadline: float | None) -> None:
             return
         if deadline is not None and time.perf_counter() > deadline:
             return
-        spends = (_fit_cost if kind == "fit" else _descent_cost)(len(problem))
-        second_greedy = order is by_area and not how  # worth its time at any size
+        spends = _COSTS[kind](len(problem))
+        second_greedy = kind == "fit" and order is by_area and not how  # worth it at any size
         if spent + spends > _BUDGET and not second_greedy:
             continue
         spent += spends
@@ -191,6 +200,11 @@ def _portfolio(group: _Group, bound: int, deadline: float | None) -> None:
             run = fit(problem, order, best=bool(how), limit=group.best.height - 1)
             if run.stuck < 0:
                 group.best = run
+            continue
+        if kind == "skyline":
+            lower = skyline(problem, int(how), below=group.best.height)
+            if lower is not None:
+                group.best = lower
             continue
         height = target + int(how * (group.best.height - 1 - target))
         found = descend(problem, height, order, dead_ends=_DEAD_ENDS)

@@ -7,6 +7,7 @@ Johnson, "Computers and Intractability", 1979, problem SR2): every search here w
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrograde.compiler.plan.fit import FAR, Array, Fitted, Problem, fit
+from retrograde.compiler.plan.skyline import skyline
 
 # Beyond this many buffers one descent takes longer than any placement is worth.
 _MOST_FOR_DESCENT = 6000
@@ -153,12 +155,14 @@ def search(
 ) -> tuple[Fitted, bool]:
     """Lower `best` towards `target` until the deadline; whether nothing lower than it exists.
 
-    Descents and local search take turns; the descents' patience doubles from round to round.
+    Skylines come first; then descents and local search take turns, and the descents' patience
+    doubles from round to round.
     """
     chance = random.Random(seed)
     floor = target  # no placement is lower than this, or none needs to be
     patience = 64
     kept = list(orders[0])
+    best = _skylines(problem, best, floor, chance, deadline)
     while best.height > floor and time.perf_counter() < deadline:
         begun = time.perf_counter()
         tries = list(orders)
@@ -180,6 +184,24 @@ def search(
         if best.height > floor:
             best, kept = _reorder(problem, best, kept, chance, floor, share)
     return best, floor > target and best.height <= floor
+
+
+def _skylines(
+    problem: Problem, best: Fitted, floor: int, chance: random.Random, deadline: float
+) -> Fitted:
+    """Skylines, wider and wider and by lot, for the larger part of the time."""
+    until = time.perf_counter() + 0.7 * (deadline - time.perf_counter())
+    for attempt in itertools.count():
+        if best.height <= floor or time.perf_counter() > until:
+            return best
+        width = 8 if not attempt else 32 << min(attempt // 8, 4)
+        lot = chance if attempt > 1 else None
+        found = skyline(problem, width, below=best.height, deadline=until, chance=lot)
+        if found is not None:
+            best = found
+        elif width * attempt > 64 * len(problem):  # small problems have seen all there is
+            return best
+    return best
 
 
 def _shaken(order: Sequence[int], chance: random.Random) -> list[int]:

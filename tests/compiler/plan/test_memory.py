@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.solvers import cut
 from retrograde.compiler.errors import DataError, ShapeError
 from retrograde.compiler.plan.fit import Problem, fit
 from retrograde.compiler.plan.memory import Buffer, Placement, lower_bound, orient, place
 from retrograde.compiler.plan.search import descend
+from retrograde.compiler.plan.skyline import skyline
 
 
 def meet(a: Buffer, b: Buffer) -> bool:
@@ -235,6 +237,27 @@ def test_perfect_packings_are_found(count: int, seed: int) -> None:
     placement = place(buffers)
     assert (placement.height, placement.lower_bound) == (1000, 1000)
     assert_apart(buffers, placement.offsets, sizes_of(buffers), 1000)
+
+
+@settings(max_examples=100, deadline=None)
+@given(instances(most=14, least_size=1), st.integers(1, 5))
+def test_skylines_are_valid(buffers: list[Buffer], width: int) -> None:
+    living = [b for b in buffers if b.end > b.start]
+    if not living:
+        return
+    found = skyline(problem_of(living), width, below=10**6)
+    assert found is not None and found.height >= max_live(living)
+    assert_apart(living, found.offsets.tolist(), sizes_of(living), found.height)
+    assert skyline(problem_of(living), width, below=max_live(living)) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_skyline_finds_perfect_packings_of_hundreds(seed: int) -> None:
+    """Cuts at places of their own leave each corner to one buffer or two."""
+    buffers = cut(300, seed)
+    greedy = fit(problem_of(buffers), problem_of(buffers).order(problem_of(buffers).size))
+    assert greedy.height > 1.1 * max_live(buffers)
+    assert place(buffers).gap == 0
 
 
 def test_greedy_by_size_alone_is_not_enough_there() -> None:
