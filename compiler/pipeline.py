@@ -44,7 +44,8 @@ from retrograde.compiler.passes.slices import SliceFirst
 from retrograde.compiler.passes.tables import TableProducts
 from retrograde.compiler.plan.build import Planned, loops_in_runs, plan_program, time_loops
 from retrograde.compiler.plan.decided import Decided, buffers_digest, graph_digest
-from retrograde.compiler.plan.recipe import Recipe, Runs, TimeLoop
+from retrograde.compiler.plan.recipe import KernelFile, Recipe, Runs, TimeLoop
+from retrograde.compiler.plan.recomputing import Recomputing
 from retrograde.compiler.plan.schedule import Order
 from retrograde.compiler.program import Program
 
@@ -202,12 +203,9 @@ def _compile(
                 continue  # there is nothing in the graph for this recipe
             seen.add(text)
         limits = () if rung.passes else truncated  # the first rung cuts nothing
-        made.append(
-            _recipe(
-                rung, end, {**stages, **changed}, symbols, limits, sizes, options,
-                decided.get(rung.name),
-            )
-        )  # fmt: skip
+        made += _recipes(
+            rung, end, {**stages, **changed}, symbols, limits, sizes, options, decided
+        )
     planned = made[0].planned
     program = Program(
         name=graph.name,
@@ -239,7 +237,7 @@ def _staged(
     return stages
 
 
-def _recipe(
+def _recipes(
     rung: Rung,
     graph: Graph,
     stages: Mapping[str, Graph],
@@ -247,42 +245,70 @@ def _recipe(
     limits: tuple[tuple[Dim, int], ...],
     sizes: Mapping[str, int],
     options: Options,
-    decided: Decided | None,
-) -> CompiledRecipe:
-    """Runs the rest of the pipeline, and plans."""
+    decided: Mapping[str, Decided],
+) -> list[CompiledRecipe]:
+    """Runs the rest of the pipeline, and plans: with what is kept by default, and under a budget
+    with more and more that is computed again."""
     loops, runs = time_loops(graph), loops_in_runs(graph)
     sizes = {**sizes, **_reference_cuts(loops, runs, sizes)}
-    end = NATIVE_END if options.native else END
-    last = _staged(graph, (*LOOPS, ("tables", TableProducts(sizes)), *end), options)
-    graph = last[BEFORE_ORDER]
-    if decided is not None and decided.graph != graph_digest(graph):
-        decided = None
-    order = Order(sizes, given=None if decided is None else iter(decided.orders))
-    last |= _staged(graph, (("order", order),), options)
-    graph = last["order"]
-    planned = plan_program(
-        graph, sizes, options.reuse, options.threads, options.native, decided, options.blas
-    )
+    *end, group = NATIVE_END if options.native else END
+    stages = {**stages, **_staged(graph, (*LOOPS, ("tables", TableProducts(sizes)), *end), options)}
+    graph = stages[end[-1][0]]
     own = dict.fromkeys(s for loop in loops for s in (loop.segment, loop.slots) if s)
     own |= dict.fromkeys(part.name for part in runs)
     everything = (*symbols, *(dims.symbols(dims.dim(s))[0] for s in own))
-    printed = (
-        planned.schedule, planned.liveness, planned.places, [s.name for s in everything],
-        options.poison,
-    )  # fmt: skip
-    if options.native:
-        text = print_native(*printed)
-        source, kernels = text.source, text.kernels
-    else:
-        source, kernels = print_schedule(*printed), ()
-    recipe = Recipe(
-        rung.name, everything, planned.buffers, planned.orientation, source, kernels,
-        graph_cost(graph),
-        rung.slower, loops, runs, limits, options.reuse,
-    )  # fmt: skip
-    return CompiledRecipe(
-        recipe, {**stages, **last}, planned, tuple(order.chosen), not planned.searched
-    )
+    made = []
+    for name, again in _ways(rung.name, graph, group, sizes, options):
+        last = _staged(graph, again, options, inside=False)
+        last |= _staged(last["remat"] if again else graph, (group,), options)
+        given = decided.get(name)
+        if given is not None and given.graph != graph_digest(last[BEFORE_ORDER]):
+            given = None
+        order = Order(sizes, given=None if given is None else iter(given.orders))
+        last |= _staged(last[BEFORE_ORDER], (("order", order),), options)
+        ordered = last["order"]
+        planned = plan_program(
+            ordered, sizes, options.reuse, options.threads, options.native, given, options.blas
+        )
+        source, kernels = _printed(planned, [s.name for s in everything], options)
+        recipe = Recipe(
+            name, everything, planned.buffers, planned.orientation, source, kernels,
+            graph_cost(ordered), rung.slower, loops, runs, limits, options.reuse,
+        )  # fmt: skip
+        orders = tuple(order.chosen)
+        made.append(
+            CompiledRecipe(recipe, {**stages, **last}, planned, orders, not planned.searched)
+        )
+    return made
+
+
+def _ways(
+    name: str, graph: Graph, group: Stage, sizes: Mapping[str, int], options: Options
+) -> list[tuple[str, tuple[Stage, ...]]]:
+    """Names of recipes, and what each of them computes again."""
+    back = any(node.origin.role != "primal" for node in graph.nodes)
+    if not back or not (options.native or options.budget is not None):
+        return [(name, ())]
+    found = Recomputing(graph, _staged(graph, (group,), options)[group[0]], sizes, options.native)
+    light = found.usual() if options.native else None
+    ways: list[tuple[str, tuple[Stage, ...]]] = [
+        (name, () if light is None else (("remat", light.transform),))
+    ]
+    if options.budget is not None:
+        for way in found.under_budget(None if light is None else light.peak):
+            ways.append((f"{name}, {way.name}", (("remat", way.transform),)))
+    return ways
+
+
+def _printed(
+    planned: Planned, symbols: Sequence[str], options: Options
+) -> tuple[str, tuple[KernelFile, ...]]:
+    """The source of a schedule, and the kernels that it launches."""
+    parts = (planned.schedule, planned.liveness, planned.places, symbols, options.poison)
+    if not options.native:
+        return print_schedule(*parts), ()
+    text = print_native(*parts)
+    return text.source, text.kernels
 
 
 def _reference_cuts(

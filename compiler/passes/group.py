@@ -20,6 +20,7 @@ from retrograde.compiler.ops.region import effects_of
 from retrograde.compiler.passes.clustering import Cluster, Clustering
 from retrograde.compiler.passes.refusals import Grouped, refusals
 from retrograde.compiler.passes.siblings import Siblings
+from retrograde.compiler.passes.spaces import sums_rows
 
 
 @dataclass(frozen=True)
@@ -42,27 +43,28 @@ class Group:
         clusters = list(clustering.clusters)
         kept = tuple(refusals(graph, clustering, siblings.apart))
         nodes = graph.nodes
-        if any(len(c.members) > 1 for c in clusters):
-            nodes = tuple(_contract(graph, clusters))
+        if any(map(self._one_step, clusters)):
+            nodes = tuple(self._contract(graph, clusters))
         return Grouped(
             graph.name, graph.inputs, nodes, graph.outputs, graph.input_names, graph.output_names,
             graph.aliases, kept,
         )  # fmt: skip
 
+    def _one_step(self, c: Cluster) -> bool:
+        """Whether the members become a `fused` node: those of two or more, and a lone sum over rows
+        of a kernel, so that it adds in the same order whether others are with it or not."""
+        return len(c.members) > 1 or (self.native and sums_rows(c.members[0]))
 
-def _contract(graph: Graph, clusters: list[Cluster]) -> list[Node]:
-    """The graph's nodes with every group of two or more as one `fused` node, in order."""
-    users = graph.users()
-    returned = set(graph.outputs)
-    steps: list[Node] = []
-    priority: list[int] = []
-    for c in clusters:
-        if len(c.members) == 1:
-            steps.append(c.members[0])
-        else:
-            steps.append(_fused(c, users, returned))
-        priority.append(c.first)
-    return _sorted(steps, priority)
+    def _contract(self, graph: Graph, clusters: list[Cluster]) -> list[Node]:
+        """The graph's nodes with the groups as `fused` nodes, in order."""
+        users = graph.users()
+        returned = set(graph.outputs)
+        steps: list[Node] = []
+        priority: list[int] = []
+        for c in clusters:
+            steps.append(_fused(c, users, returned) if self._one_step(c) else c.members[0])
+            priority.append(c.first)
+        return _sorted(steps, priority)
 
 
 def _fused(c: Cluster, users: dict[Value, list[Node]], returned: set[Value]) -> Node:

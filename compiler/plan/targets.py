@@ -2,7 +2,7 @@
 
 The operands of a concatenation want to lie in its result; a value that is transposed and then
 reshaped wants to lie in the transposed order.  Invariant: a target is given only to a value with a
-single use, so writing there is all that its reader needs.
+single use, so writing there is all that its reader needs; readers that take strides do not count.
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.plan.views import View, new_view
 
+# Read their operands wherever these lie, as long as the last axis has a unit stride.
+STRIDED = frozenset({"flash_attention", "flash_attention_grad"})
+
 
 def find_targets(graph: Graph, wanted: Mapping[Value, View] | None = None) -> dict[Value, View]:
     """The targets of all values that have one; `wanted` are settled beforehand."""
     uses: dict[Value, int] = {}
     for node in graph.nodes:
+        if node.op.name in STRIDED:
+            continue
         for v in node.inputs:
             uses[v] = uses.get(v, 0) + 1
     for v in graph.outputs:
@@ -26,7 +31,7 @@ def find_targets(graph: Graph, wanted: Mapping[Value, View] | None = None) -> di
     targets: dict[Value, View] = dict(wanted or {})
 
     def only_use(v: Value) -> bool:
-        return uses[v] == 1 and v in producers
+        return uses.get(v, 0) == 1 and v in producers
 
     for node in reversed(graph.nodes):
         if node.op.name == "concatenate":

@@ -91,7 +91,8 @@ def _again(recompute: bool, fn: Callable[[Array], Array], x: Array) -> Array:
 
 
 class GPT(Module):
-    """The model.  `remat=False` keeps in memory what is otherwise computed twice, at the same bits.
+    """The model.  `remat=True` computes twice in each block what takes most memory to keep, at the
+    same bits; a budget of the program decides about that by itself, value by value.
 
     Weights are normal with standard deviation 0.02, those of the projections into the residual
     stream 0.02/sqrt(2 layers); biases are 0 and gains 1.  `dropout` acts on the embeddings and on
@@ -116,7 +117,7 @@ class GPT(Module):
         seed: int = 0,
         dropout: float = 0.0,
         tied: bool = False,
-        remat: bool = True,
+        remat: bool = False,
     ) -> None:
         sizes = {"vocab": vocab, "width": width, "heads": heads, "context": context}
         for name, size in sizes.items():
