@@ -174,6 +174,8 @@ class _Rows(RowPrinter):
         )  # fmt: skip
 
     def _far(self, y: Array) -> bool | None:
+        if not self.kernel.sweeps.large:
+            return False
         return far((*self.kernel.outer, self.kernel.inner), y.dtype)
 
     def _large(self, y: Array) -> list[str]:

@@ -6,7 +6,7 @@ tile of the result they lead to where the ops allow it in place, else in shared 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from retrograde.compiler.ir import dims
@@ -16,7 +16,7 @@ from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.passes.spaces import gathers_rows, sums_rows
 from retrograde.compiler.plan.steps import FusedStep, Statement, Tile
-from retrograde.compiler.plan.sweeps import sweeps_of
+from retrograde.compiler.plan.sweeps import may_be_far, sweeps_of
 from retrograde.compiler.plan.views import ALIGNMENT, Operand, View, scratch
 
 # Measured: 64K-element tiles run a nine-op GELU chain fastest under NumPy (docs/performance.md).
@@ -48,7 +48,11 @@ def lower_fused(
 
 
 def lower_rows(
-    node: Node, operands: Sequence[Operand], results: Sequence[View], threads: int
+    node: Node,
+    operands: Sequence[Operand],
+    results: Sequence[View],
+    threads: int,
+    sizes: Mapping[str, int] | None = None,
 ) -> FusedStep:
     """The step of a `fused` node that a kernel runs row by row, each thread with rows of working
     memory of its own.  Each slice of `ROWS` rows has one for each sum over all rows."""
@@ -64,7 +68,8 @@ def lower_rows(
         n.op.kind is Kind.REDUCE or sums_rows(n) or gathers_rows(n) or _is_row(n.output, shape)
         for n in body.nodes
     )
-    sweeps = sweeps_of(body, shape if whole_rows else (*shape, 1), results)
+    space_of_rows = shape if whole_rows else (*shape, 1)
+    sweeps = sweeps_of(body, space_of_rows, results, may_be_far(shape, sizes))
     space = [
         scratch(dims.align(shape[-1], ALIGNMENT // dtype.bytes) * threads, dtype, node.place)
         for dtype in sweeps.dtypes

@@ -75,7 +75,7 @@ def lower(
         for i, (v, name) in enumerate(zip(graph.inputs, names, strict=True))
     )
     lowering = Lowering(
-        threads, dict(zip(graph.inputs, inputs, strict=True)), native, frozenset(blas)
+        threads, dict(zip(graph.inputs, inputs, strict=True)), native, frozenset(blas), sizes
     )
     lowering.run(graph)
     for v in graph.outputs:  # constants among them have no node left that made their shape
@@ -103,6 +103,7 @@ class Lowering:
     places: dict[Value, Operand]
     native: bool = False
     blas: frozenset[str] = frozenset()  # dtypes; none in a sub-graph
+    sizes: Mapping[str, int] | None = None  # that the plan is made for
     steps: list[Step] = field(default_factory=list)
     targets: dict[Value, View] = field(default_factory=dict)
     landed: set[Value] = field(default_factory=set)  # values that were written to their target
@@ -111,7 +112,9 @@ class Lowering:
 
     def inside(self) -> Lowering:
         """The state for a walk over a sub-graph."""
-        return Lowering(self.threads, {}, self.native, checks=self.checks, merged=self.merged)
+        return Lowering(
+            self.threads, {}, self.native, checks=self.checks, merged=self.merged, sizes=self.sizes
+        )
 
     def run(self, graph: Graph, wanted: Mapping[Value, View] | None = None) -> None:
         self.targets = find_targets(graph, wanted)
@@ -138,8 +141,11 @@ class Lowering:
                 self.view_of(v, node) if v in summed else self.places[v] for v in node.inputs
             ]
             results = [self.result(node, v) for v in node.outputs]
-            lowered = lower_rows if self.native else lower_fused
-            self.steps.append(lowered(node, operands, results, self.threads))
+            if self.native:
+                step = lower_rows(node, operands, results, self.threads, self.sizes)
+            else:
+                step = lower_fused(node, operands, results, self.threads)
+            self.steps.append(step)
         elif name == "scan":
             self.steps.append(lower_scan(self, node))
         elif name == "cond":

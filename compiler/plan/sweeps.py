@@ -10,7 +10,7 @@ result at its place is written.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same
@@ -50,6 +50,7 @@ class Sweeps:
     results: Mapping[Value, int]  # the result from which a value is read again
     dtypes: tuple[DType, ...]  # of the rows of working memory
     after: tuple[int, ...]
+    large: bool = True  # arrays may be larger than the caches
 
     @property
     def sums(self) -> tuple[int, ...]:
@@ -62,9 +63,23 @@ class Sweeps:
         return max(found, default=-1)
 
 
-def sweeps_of(body: Graph, shape: Sequence[Dim], results: Sequence[View]) -> Sweeps:
-    """The sweeps of a region over the space `shape`, whose results lie at `results`."""
-    return _Planner(body, shape, results).plan()
+def sweeps_of(
+    body: Graph, shape: Sequence[Dim], results: Sequence[View], large: bool = True
+) -> Sweeps:
+    """The sweeps of a region over the space `shape`, whose results lie at `results`; `large` where
+    arrays may be larger than the caches."""
+    return replace(_Planner(body, shape, results).plan(), large=large)
+
+
+def may_be_far(space: Sequence[Dim], sizes: Mapping[str, int] | None) -> bool:
+    """Whether arrays over a space are worth the code for large ones, at the sizes that a plan is
+    made for or some larger ones."""
+    size = dims.product(space)
+    if sizes is None or isinstance(size, int):
+        return True
+    if any(s.name not in sizes for s in dims.symbols(size)):
+        return False  # what is seen of a loop, turn by turn
+    return dims.evaluate(size, sizes) * 8 >= FAR // 4
 
 
 def far(space: Sequence[Dim], dtype: DType) -> bool | None:

@@ -98,6 +98,7 @@ def code(text: str) -> str:
 
 @needs_cc
 def test_a_size_changes_no_kernel() -> None:
+    """Unless arrays become too large for the caches."""
     ids = rg.spec("i32", "B", "T")
 
     def loss(model: Any, tokens: Any, targets: Any) -> Any:
@@ -112,7 +113,7 @@ def test_a_size_changes_no_kernel() -> None:
 
     small = kernels(B=3, T=5)
     assert small.count("static i64 k") > 30
-    assert small == kernels(B=64, T=512)
+    assert small == kernels(B=16, T=64)
 
 
 def test_lines_and_paths_stand_above_a_kernel() -> None:

@@ -52,8 +52,9 @@ def ran(function, dtype, rows, width, threads, open_sizes):
     b, d = ("B", "D") if open_sizes else (rows, width)
     shapes = ((b, d), (d,), (d,), (b, d))
     compiled = rg.compile(
-        both(function), *(rg.spec(dtype, *s) for s in shapes), backend="native", threads=threads
-    )
+        both(function), *(rg.spec(dtype, *s) for s in shapes), backend="native", threads=threads,
+        at={"B": 1 << 20, "D": 256} if open_sizes else None,
+    )  # fmt: skip
     return [np.array(y) for y in compiled(*arrays)], compiled.source()
 
 
@@ -86,6 +87,11 @@ def test_large_arrays():
     for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(one[0].sum(axis=1), 1, rtol=1e-5)
+
+
+def test_small_plans_have_no_code_for_large_arrays():
+    compiled = rg.compile(lambda x: rnp.tanh(x) * 2, rg.spec("f32", "B", 96), backend="native")
+    assert "rg_stream(" not in compiled.source()
 
 
 def test_in_place_stays_in_the_cache(monkeypatch):

@@ -13,21 +13,18 @@ static i64 k1(const i64 *a, i64 lo, i64 hi, i64 part) {
 static i64 k2(const i64 *a, i64 lo, i64 hi, i64 part) {
   const i64 n0 = a[6];
   const i64 n1 = a[7];
-  const i64 n2 = a[8];
   const f32 *const x0 = (void *)a[0];
   const f32 *const x1 = (void *)a[1];
   const f32 *const x2 = (void *)a[2];
   const f32 *const x3 = (void *)a[3];
   f32 *const y0 = (void *)a[4];
-  f32 *const b0 = (f32 *)a[5] + part * n2;
-  const i64 p0 = n1 * n0 >= 8388608 && (u64)y0 != (u64)x0 && (u64)y0 != (u64)x1 && (u64)y0 != (u64)x2 && (u64)y0 != (u64)x3;
+  f32 *const b0 = (f32 *)a[5] + part * n1;
   for (i64 r = lo; r < hi; r++) {
     const f32 *const x0r = x0 + r * n0;
     const f32 *const x1r = x1;
     const f32 *const x2r = x2 + r * n0;
     const f32 *const x3r = x3;
     f32 *const y0r = y0 + r * n0;
-    const i64 p0r = p0 && rg_on_line(y0r);
     const f32 v0 = x1r[0];
     const f32 v1 = 9.999999747378752e-06f;
     const f32 v2 = 1.0f;
@@ -43,8 +40,6 @@ static i64 k2(const i64 *a, i64 lo, i64 hi, i64 part) {
         const f32 v4 = x0r[i];
         s0_0[l] = s0_0[l] + v4;
       }
-      if (n1 * n0 >= 8388608 && n0 <= 16384) rg_ahead(x0r + rg_max(n0, 1024) + at / 4, 64);
-      if (n1 * n0 >= 8388608 && n0 <= 16384) rg_ahead(x2r + rg_max(n0, 1024) + at / 4, 64);
     }
     {
       const i64 at = at0;
@@ -83,8 +78,6 @@ static i64 k2(const i64 *a, i64 lo, i64 hi, i64 part) {
         s1_0[l] = s1_0[l] + v10;
         s1_1[l] = s1_1[l] + v13;
       }
-      if (n1 * n0 >= 8388608 && n0 <= 16384) rg_ahead(x0r + rg_max(n0, 1024) + (1 * n0 + at) / 4, 64);
-      if (n1 * n0 >= 8388608 && n0 <= 16384) rg_ahead(x2r + rg_max(n0, 1024) + (1 * n0 + at) / 4, 64);
     }
     {
       const i64 at = at1;
@@ -145,8 +138,6 @@ static i64 k2(const i64 *a, i64 lo, i64 hi, i64 part) {
         b0[i] = v25;
         s2_0[l] = s2_0[l] + v26;
       }
-      if (n1 * n0 >= 8388608 && n0 <= 16384) rg_ahead(x0r + rg_max(n0, 1024) + (2 * n0 + at) / 4, 64);
-      if (n1 * n0 >= 8388608 && n0 <= 16384) rg_ahead(x2r + rg_max(n0, 1024) + (2 * n0 + at) / 4, 64);
     }
     {
       const i64 at = at2;
@@ -175,32 +166,12 @@ static i64 k2(const i64 *a, i64 lo, i64 hi, i64 part) {
     for (int l = 0; l < 1; l++) s2_0[l] = s2_0[l] + s2_0[l + 1];
     const f32 v16 = s2_0[0];
     const f32 v17 = v16 / v0;
-    {
-      i64 at = 0;
-      for (; p0r && at + 64 <= n0; at += 64) {
-        f32 t0[64] __attribute__((aligned(64)));
-        f32 *const w0 = p0r ? t0 : y0r + at;
-        RG_SIMD
-        for (i64 l = 0; l < 64; l++) {
-          const i64 i = at + l;
-          const f32 v18 = b0[i];
-          const f32 v19 = v18 + v17;
-          w0[l] = v19;
-        }
-        if (p0r) rg_stream(y0r + at, t0, 256);
-        if (n1 * n0 >= 8388608 && n0 <= 16384) rg_ahead(x0r + rg_max(n0, 1024) + (3 * n0 + at) / 4, 64);
-        if (n1 * n0 >= 8388608 && n0 <= 16384) rg_ahead(x2r + rg_max(n0, 1024) + (3 * n0 + at) / 4, 64);
-      }
-      f32 *const w0 = y0r + at;
-      RG_SIMD
-      for (i64 l = 0; l < n0 - at; l++) {
-        const i64 i = at + l;
-        const f32 v18 = b0[i];
-        const f32 v19 = v18 + v17;
-        w0[l] = v19;
-      }
+    RG_SIMD
+    for (i64 i = 0; i < n0; i++) {
+      const f32 v18 = b0[i];
+      const f32 v19 = v18 + v17;
+      y0r[i] = v19;
     }
   }
-  if (p0) rg_streamed();
   return RG_OK;
 }

@@ -1,15 +1,12 @@
 static i64 k0(const i64 *a, i64 lo, i64 hi, i64 part) {
   const i64 n0 = a[3];
   const i64 n1 = a[4];
-  const i64 n2 = a[5];
   const f32 *const x0 = (void *)a[0];
   f32 *const y0 = (void *)a[1];
-  f32 *const b0 = (f32 *)a[2] + part * n2;
-  const i64 p0 = n1 * n0 >= 8388608 && (u64)y0 != (u64)x0;
+  f32 *const b0 = (f32 *)a[2] + part * n1;
   for (i64 r = lo; r < hi; r++) {
     const f32 *const x0r = x0 + r * n0;
     f32 *const y0r = y0 + r * n0;
-    const i64 p0r = p0 && rg_on_line(y0r);
     const f32 v0 = -3.4028234663852886e+38f;
     const f32 v1 = 1.0f;
     f32 s0_0[32];
@@ -23,7 +20,6 @@ static i64 k0(const i64 *a, i64 lo, i64 hi, i64 part) {
         const f32 v2 = x0r[i];
         s0_0[l] = rg_maximum_f32(s0_0[l], v2);
       }
-      if (n1 * n0 >= 8388608 && n0 <= 16384) rg_ahead(x0r + rg_max(n0, 1024) + at / 3, 64);
     }
     {
       const i64 at = at0;
@@ -55,7 +51,6 @@ static i64 k0(const i64 *a, i64 lo, i64 hi, i64 part) {
         b0[i] = v6;
         s1_0[l] = s1_0[l] + v6;
       }
-      if (n1 * n0 >= 8388608 && n0 <= 16384) rg_ahead(x0r + rg_max(n0, 1024) + (1 * n0 + at) / 3, 64);
     }
     {
       const i64 at = at1;
@@ -76,31 +71,12 @@ static i64 k0(const i64 *a, i64 lo, i64 hi, i64 part) {
     for (int l = 0; l < 1; l++) s1_0[l] = s1_0[l] + s1_0[l + 1];
     const f32 v4 = s1_0[0];
     const f32 v5 = rg_maximum_f32(v4, v1);
-    {
-      i64 at = 0;
-      for (; p0r && at + 64 <= n0; at += 64) {
-        f32 t0[64] __attribute__((aligned(64)));
-        f32 *const w0 = p0r ? t0 : y0r + at;
-        RG_SIMD
-        for (i64 l = 0; l < 64; l++) {
-          const i64 i = at + l;
-          const f32 v6 = b0[i];
-          const f32 v7 = v6 / v5;
-          w0[l] = v7;
-        }
-        if (p0r) rg_stream(y0r + at, t0, 256);
-        if (n1 * n0 >= 8388608 && n0 <= 16384) rg_ahead(x0r + rg_max(n0, 1024) + (2 * n0 + at) / 3, 128);
-      }
-      f32 *const w0 = y0r + at;
-      RG_SIMD
-      for (i64 l = 0; l < n0 - at; l++) {
-        const i64 i = at + l;
-        const f32 v6 = b0[i];
-        const f32 v7 = v6 / v5;
-        w0[l] = v7;
-      }
+    RG_SIMD
+    for (i64 i = 0; i < n0; i++) {
+      const f32 v6 = b0[i];
+      const f32 v7 = v6 / v5;
+      y0r[i] = v7;
     }
   }
-  if (p0) rg_streamed();
   return RG_OK;
 }
