@@ -43,7 +43,7 @@ def find_units(graph: Graph, ordered: Graph, sizes: Mapping[str, int], native: b
 
     NumPy adds up in another order where a sum runs beside other ops, so only `native` kernels give
     sums that run again the same bits."""
-    makers = graph.producers()
+    makers, named = graph.producers(), {n.id: n for n in graph.nodes}
     homes: dict[Value, int] = {}  # what lies in memory, by the unit that makes it
     units: list[Unit] = []
     reads: list[tuple[int, ...]] = []
@@ -54,7 +54,7 @@ def find_units(graph: Graph, ordered: Graph, sizes: Mapping[str, int], native: b
             continue
         fused = step.op.name == "fused"
         for results in [(v,) for v in step.outputs] if fused else [step.outputs]:
-            last = makers[results[0]] if fused else step
+            last = makers[results[0]] if results else named[step.id]
             nodes = _between(last, makers, stored)
             made = {v for n in nodes for v in n.outputs}
             entering = dict.fromkeys(

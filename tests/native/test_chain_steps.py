@@ -147,8 +147,8 @@ def test_what_needs_all_rows_ends_a_chain() -> None:
     compiled = rg.compile(centred, *specs, backend="native", threads=2)
     made = planned(compiled, B=300)
     assert [x.reason for x in made.schedule.unchained] == [
-        "read by sum", "a step between the two needs all rows, or they are new state"
-    ]  # fmt: skip
+        "a step between the two needs all rows, or they are new state"
+    ]
     x, w, u = filled(specs, 300)
     h = x.astype("f8") @ w
     wanted = np.tanh(h - h.mean(0)) @ u
