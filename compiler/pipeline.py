@@ -98,6 +98,7 @@ class Options:
     reuse: bool = True
     verify: bool = False
     dump: str | None = None
+    without: tuple[str, ...] = ()  # stages that are left out, by name: to find the one at fault
 
     @classmethod
     def from_environment(
@@ -232,6 +233,9 @@ def _staged(
     but = "fused" if options.native else ""
     stages: dict[str, Graph] = {}
     for name, transform in passes:
+        if name in options.without:
+            stages[name] = graph
+            continue
         graph = stages[name] = everywhere(transform, graph, but) if inside else transform(graph)
         _check(graph, name, options)
     return stages

@@ -134,7 +134,7 @@ def differentiated(
     traced = trace_inner(name, sources, labels, call)
     backward = Backward((0,), tuple(range(len(leaves))))(traced.graph)
     seed = required().constant(1.0, traced.graph.outputs[0].dtype)
-    results = required().inline(backward, [*sources, *traced.captured, seed])
+    results = required().inline_derived(backward, [*sources, *traced.captured, seed])
     n = len(traced.graph.outputs)
     value, aux = traced.returned(results[:n])
     for gradient, x in zip(results[n:], sources, strict=True):
