@@ -1,9 +1,11 @@
 """The same graph in float64: Graph -> Graph, and which value stands for which.
 
-Every float becomes an f64, constants and what is computed inside of sub-graphs too.  Casts between
-floats change nothing then: what they round is an error of the narrow type, and the widened graph is
-the number that all of them are compared with.  Integers, booleans and random bits stay what they
-are, so that a dropout mask is the same mask.  Invariant: same nodes in the same order.
+Every float becomes an f64, inside of sub-graphs too.  Casts between floats change nothing then:
+what they round is an error of the narrow type, and the widened graph is the number that all of them
+are compared with.  Integers, booleans and random bits stay what they are, so that a dropout mask is
+the same mask; and so do single numbers that are computed from constants alone: some pass may fold
+them, in the precision that they have.  Invariant: same nodes in the same order, but for the casts
+behind such numbers.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ir.builder import next_id
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
+from retrograde.compiler.ir.registry import lookup
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,46 @@ def widened(graph: Graph) -> Widened:
         return made
 
     inputs = tuple(map(new, graph.inputs))
-    nodes = []
+    written: dict[Value, Value] = {}  # single numbers made of constants, as they are
+    nodes: list[Node] = []
     for node in graph.nodes:
+        if _is_written(node, written):
+            own = tuple(Value(next_id(), v.type) for v in node.outputs)
+            operands = tuple(written[v] for v in node.inputs)
+            nodes.append(replace(node, inputs=operands, outputs=own))
+            written.update(zip(node.outputs, own, strict=True))
+            if node.op.name != "constant":
+                for v, made in zip(node.outputs, own, strict=True):
+                    values[v] = made
+                    if v.dtype.is_float and v.dtype is not dtypes.f64:
+                        nodes.append(_cast(node, made, new(v)))
+                continue
         operands = tuple(values[v] for v in node.inputs)
         outputs = tuple(map(new, node.outputs))
         nodes.append(replace(node, inputs=operands, outputs=outputs, attrs=_attrs(node)))
-    made = graph.replace(
+    wide = graph.replace(
         inputs=inputs,
         nodes=tuple(nodes),
         outputs=tuple(values[v] for v in graph.outputs),
         derivatives=(),
     )
-    return Widened(made, values)
+    return Widened(wide, values)
+
+
+def _is_written(node: Node, written: dict[Value, Value]) -> bool:
+    """Whether the node makes single numbers of constants."""
+    if node.op.has_regions or any(v.shape for v in node.outputs):
+        return False
+    if node.op.name == "constant":
+        return True
+    return bool(node.inputs) and all(v in written for v in node.inputs)
+
+
+def _cast(node: Node, x: Value, to: Value) -> Node:
+    return Node(
+        next_id(), lookup("cast"), (x,), {"dtype": dtypes.f64}, (to,), node.loc, node.scope,
+        node.origin,
+    )  # fmt: skip
 
 
 def _type(t: TensorType) -> TensorType:

@@ -110,6 +110,7 @@ class _Memory:
                 for part in step.body:
                     self.run(part)
                 self.update(step.updates, label)
+                self.turn()
         elif inside(step):
             for _, place in getattr(step, "carries", ()):
                 self.write(place, label)
@@ -117,6 +118,7 @@ class _Memory:
                 for run in inside(step):
                     for part in run:
                         self.run(part)
+                self.turn()
             for view in writes(step):
                 self.write(view, label)
         else:
@@ -136,8 +138,15 @@ class _Memory:
                 self.read(operand, label)
                 self.write(place, label)
             self.update(step.updates, label)
+            self.turn()
         for view in step.direct:
             self.lost.pop(view.storage, None)
+
+    def turn(self) -> None:
+        """Ends a turn: a new carry that was made in the carry's place is the carry of the next."""
+        for new, home in self.planned.schedule.merged:
+            if home.kind != "state" and self.lost.get(home) == _name(new):
+                del self.lost[home]
 
     def update(self, updates: Sequence[tuple[Operand, View]], label: str) -> None:
         for operand, _ in updates:

@@ -103,10 +103,10 @@ class Certificate:
 
 
 _TITLES = {
-    "gradient": "gradients against finite differences in float64, in {n} directions",
-    "pass": "every pass, in float64, against the traced graph: error of bound",
+    "gradient": "gradients against finite differences in float64, in {n} directions: worst error of its bound",
+    "pass": "graphs after all passes against the traced one, in float64",
     "plan": "memory: reads of what was written over",
-    "run": "programs against the traced graph in float64: error of bound",
+    "run": "programs against the traced graph in float64",
 }
 
 

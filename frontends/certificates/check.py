@@ -159,20 +159,21 @@ class _Work:
     def _stages_of(
         self, recipe: CompiledRecipe, k: int, point: Point, sizes: Mapping[str, int]
     ) -> None:
-        """Compared until one parts: what comes after it is made of what is wrong."""
-        for name, graph in recipe.stages.items():
-            seen = self._stages.setdefault(graph, [])
-            if len(seen) > k:
-                if not seen[k]:
-                    return
-                continue
-            error, bound, note = self._stage(graph, point, sizes)
-            seen.append(error <= bound)
-            self.compared.append(Compared("pass", name, point.sizes, error, bound, note))
-            if not seen[-1]:
-                kept = recipe.recipe.name
-                self.blame(Fault(f"pass {name}", f"{note} parts from the traced graph ({kept})"))
-                return
+        """The last graph, which is the one that runs; where it parts, each from the first on."""
+        *_, last = recipe.stages.values()
+        seen = self._stages.setdefault(last, [])
+        if len(seen) > k:
+            return
+        error, bound, note = self._stage(last, point, sizes)
+        seen.append(error <= bound)
+        name = recipe.recipe.name
+        if not seen[-1]:
+            for stage, graph in recipe.stages.items():
+                error, bound, note = self._stage(graph, point, sizes)
+                if not error <= bound:
+                    self.blame(Fault(f"pass {stage}", f"{note} parts from the traced graph ({name})"))
+                    break
+        self.compared.append(Compared("pass", name, point.sizes, error, bound, note))
 
     def _stage(
         self, graph: Graph, point: Point, sizes: Mapping[str, int]
@@ -220,7 +221,8 @@ class _Work:
 
     def _explained(self, recipe: CompiledRecipe) -> bool:
         """Whether a fault that was found already lies in what this recipe is made of."""
-        wrong = any(not all(self._stages.get(g, ())) for g in recipe.stages.values())
+        *_, last = recipe.stages.values()
+        wrong = not all(self._stages.get(last, ()))
         return wrong or any(f.part in ("placement", "memory plan") for f in self.faults)
 
     def _run(self, program: Program, made: Made, point: Point) -> tuple[float, float, str]:
