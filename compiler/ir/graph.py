@@ -151,7 +151,8 @@ class Derivative:
     values `wrt`, of the products of `of` and `seeds` summed up.
 
     `rules` are the gradient rules in the order of their use, `totals` pairs a value with its
-    cotangent."""
+    cotangent.  `function` makes `of` of `given`: it is what was differentiated, as it was before.
+    """
 
     of: tuple[Value, ...]
     seeds: tuple[Value, ...]
@@ -159,10 +160,12 @@ class Derivative:
     results: tuple[Value, ...]
     rules: tuple[Rule, ...] = ()
     totals: tuple[tuple[Value, Value], ...] = ()
+    function: Graph | None = None
+    given: tuple[Value, ...] = ()
 
     def values(self) -> tuple[Value, ...]:
         """All values it speaks of, each once."""
-        found = dict.fromkeys((*self.of, *self.seeds, *self.wrt, *self.results))
+        found = dict.fromkeys((*self.of, *self.seeds, *self.wrt, *self.results, *self.given))
         for rule in self.rules:
             found.update(dict.fromkeys((*rule.inputs, *rule.outputs)))
             found.update(dict.fromkeys(v for v in rule.parts if v is not None))
@@ -185,8 +188,9 @@ class Derivative:
         )  # fmt: skip
         totals = tuple((names.get(v, v), names.get(g, g)) for v, g in self.totals)
         return Derivative(
-            new(self.of), new(self.seeds), new(self.wrt), new(self.results), rules, totals
-        )
+            new(self.of), new(self.seeds), new(self.wrt), new(self.results), rules, totals,
+            self.function, new(self.given),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,6 +76,8 @@ class Backward:
             tuple(cotangents),
             tuple(trail.rules),
             tuple(trail.totals.items()),
+            given.replace(outputs=tuple(given.outputs[i] for i in self.of), derivatives=()),
+            given.inputs,
         )
         return made.replace(derivatives=(*_inner(given, trail, made), own))
 

@@ -67,7 +67,7 @@ def certificate(
         work.runs(made)
     return Certificate(
         subject.graph.name, tuple(work.compared), tuple(work.faults), directions,
-        tuple(dict.fromkeys(work.departures)),
+        tuple(map(str, work.departures)),
     )  # fmt: skip
 
 
@@ -128,7 +128,7 @@ class _Work:
         self.seed = seed
         self.compared: list[Compared] = []
         self.faults: list[Fault] = []
-        self.departures: list[str] = []
+        self.departures: list[Fault] = []
         self._stages: dict[Graph, list[bool]] = {}
 
     def blame(self, fault: Fault) -> None:
@@ -143,7 +143,9 @@ class _Work:
             rng = np.random.default_rng((self.seed, k))
             claims = Claims(self.graph, point.wide, point.sizes, rng, self.trust)
             self.compared += claims.compared(self.directions)
-            self.departures += claims.departures
+            for told in claims.departures:
+                if all(told.part != known.part for known in self.departures):
+                    self.departures.append(told)
             for fault in claims.faults:
                 self.blame(fault)
 

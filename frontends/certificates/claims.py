@@ -15,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from retrograde.certificates.certificate import Compared, Fault
+from retrograde.certificates.numbers import distance, worst
 from retrograde.certificates.slopes import Parting, Slopes, compare
 from retrograde.compiler.errors import RetrogradeError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.builder import next_id
 from retrograde.compiler.ir.graph import Derivative, Graph, Node, Rule, Value
 from retrograde.compiler.ir.interpreter import Body, Watch, evaluate, run_node
+from retrograde.compiler.ops.region import silent
 from retrograde.compiler.passes.backward import Backward
 from retrograde.compiler.passes.widen import Widened, widened
 
@@ -50,7 +52,7 @@ class Claims:
         self.rng = rng
         self.known = all_values(self.wide.graph, inputs, sizes)
         self.derivatives = [d.renamed(self.wide.values) for d in graph.derivatives]
-        self.departures: list[str] = []
+        self.departures: list[Fault] = []
         self.faults: list[Fault] = []
         self._trusted: list[Rule] = []
         self._graph = graph
@@ -68,7 +70,7 @@ class Claims:
                     continue
                 name = f"custom gradient of {rule.node.attrs['body'].name}"
                 seen_text = f"{_at(rule.node)}it is not the derivative: {_said(found)}"
-                self.departures.append(f"{name}, {seen_text}")
+                self.departures.append(Fault(name, seen_text))
                 self._trusted.append(rule)
                 if not trust:
                     self.faults.append(Fault(name, seen_text))
@@ -77,18 +79,32 @@ class Claims:
         """Every derivative in some directions; the faults are in `faults` then."""
         for d in self.derivatives:
             label = self._label(d)
+            if d.function is not None:
+                yield self._unchanged(d, d.function, label)
             gradient = [self.known[v] for v in d.results]
-            worst: Parting | None = None
-            for k in range(directions):
-                found = self._parting(d, d.wrt, gradient, self._direction(gradient, k > 0))
-                if worst is None or _share(found) > _share(worst):
-                    worst = found
-            assert worst is not None
-            yield Compared("gradient", label, self.sizes, worst.error, worst.bound, _said(worst))
-            if not worst.ok and not self.faults:
+            tried = [
+                self._parting(d, d.wrt, gradient, self._direction(gradient, k > 0))
+                for k in range(directions)
+            ]
+            most = max(tried, key=_share)
+            yield Compared("gradient", label, self.sizes, most.error, most.bound, _said(most))
+            if not most.ok and not self.faults:
                 self.faults.append(self.located(d))
             for rule in self._trusted:  # what came to a rule that is trusted is not
                 yield from self._arriving(d, rule, label)
+
+    def _unchanged(self, d: Derivative, function: Graph, label: str) -> Compared:
+        """What is differentiated against what it was before the backward pass made it over."""
+        graph = widened(silent(function)).graph
+        before = evaluate(graph, [self.known[v] for v in d.given], self.sizes)
+        far = worst(
+            [distance(self.known[v], x, None) for v, x in zip(d.of, before, strict=True)]
+        )
+        if not far.ok and not self.faults:
+            name = function.name
+            self.faults.append(Fault("pass backward", f"it makes another function of {name}"))
+        what = f"{label}: the function itself"
+        return Compared("gradient", what, self.sizes, far.error, far.bound)
 
     def _arriving(self, d: Derivative, rule: Rule, label: str) -> Iterator[Compared]:
         totals = dict(d.totals)
