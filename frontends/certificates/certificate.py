@@ -16,7 +16,7 @@ from retrograde.compiler.errors import VerifyError
 class Compared:
     """One comparison at one size: the worst `error` of it against the `bound` it had to keep.
 
-    `kind`: "gradient", "pass", "plan" or "run"; `what`: which gradient, stage or program."""
+    `kind`: "function", "gradient", "pass", "plan" or "run"; `what`: which gradient, stage or program."""
 
     kind: str
     what: str
@@ -103,6 +103,7 @@ class Certificate:
 
 
 _TITLES = {
+    "function": "functions as they are differentiated against those written, in float64",
     "gradient": "gradients against finite differences in float64, in {n} directions: worst error of its bound",
     "pass": "graphs after all passes against the traced one, in float64",
     "plan": "memory: reads of what was written over",

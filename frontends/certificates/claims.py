@@ -103,8 +103,8 @@ class Claims:
         if not far.ok and not self.faults:
             name = function.name
             self.faults.append(Fault("pass backward", f"it makes another function of {name}"))
-        what = f"{label}: the function itself"
-        return Compared("gradient", what, self.sizes, far.error, far.bound)
+        what = label.partition(" by ")[0].removeprefix("d ")
+        return Compared("function", what, self.sizes, far.error, far.bound)
 
     def _arriving(self, d: Derivative, rule: Rule, label: str) -> Iterator[Compared]:
         totals = dict(d.totals)
@@ -171,8 +171,6 @@ class Claims:
     def located(self, d: Derivative) -> Fault:
         """The rule or sum behind the first wrong cotangent."""
         for v, total in d.totals:
-            if any(v is x for x in d.of) and v not in d.wrt:
-                continue
             g = [self.known[total]]
             if not self._parting(d, (v,), g, [self.rng.standard_normal(g[0].shape)]).ok:
                 return self._behind(d, v, total)
@@ -211,7 +209,13 @@ class Claims:
         """The rule of one node against the slope of the node; None where it has no derivative."""
         operands = [self.known[v] for v in rule.inputs]
         graph = alone(rule.node)
-        return _parting_of(graph, operands, self.sizes, self.rng)
+        floats = [i for i, v in enumerate(graph.inputs) if v.dtype.is_float]
+        used = [i for i in floats if rule.parts[i] is not None]
+        for wrt in (floats, used):  # of others there may be no derivative
+            found = _parting_of(graph, tuple(wrt), operands, self.sizes, self.rng)
+            if found is not None:
+                return found
+        return None
 
     def _inside(self, rule: Rule) -> Fault | None:
         """The fault in a sub-graph of a node, at the numbers of a step in the middle."""
@@ -223,7 +227,8 @@ class Claims:
             runs = entered.runs.get(key, [])
             if not isinstance(body, Graph) or not runs:
                 continue
-            made = _backward(body, node.op.name == "scan")
+            wrt = tuple(i for i, v in enumerate(body.inputs) if v.dtype.is_float)
+            made = _backward(body, wrt, node.op.name == "scan")
             if made is None:
                 continue
             operands = runs[len(runs) // 2]
@@ -252,9 +257,8 @@ def alone(node: Node) -> Graph:
     return Graph(node.op.name, inputs, (own,), outputs)
 
 
-def _backward(graph: Graph, in_loop: bool = False) -> Graph | None:
+def _backward(graph: Graph, wrt: tuple[int, ...], in_loop: bool = False) -> Graph | None:
     of = tuple(i for i, v in enumerate(graph.outputs) if v.dtype.is_float)
-    wrt = tuple(i for i, v in enumerate(graph.inputs) if v.dtype.is_float)
     if not of or not wrt:
         return None
     try:
@@ -271,24 +275,27 @@ def _seeds(
 
 
 def _parting_of(
-    graph: Graph, operands: Sequence[Array], sizes: Mapping[str, int], rng: np.random.Generator
+    graph: Graph,
+    wrt: tuple[int, ...],
+    operands: Sequence[Array],
+    sizes: Mapping[str, int],
+    rng: np.random.Generator,
 ) -> Parting | None:
     """The derivative of a graph of one node against its slope, in a random direction."""
-    made = _backward(graph)
+    made = _backward(graph, wrt)
     if made is None:
         return None
     seeds = _seeds(made, len(graph.inputs), sizes, rng)
     wide = widened(made)
     inputs = [*operands, *seeds]
     results = evaluate(wide.graph, inputs, sizes)[len(graph.outputs) :]
-    floats = [i for i, v in enumerate(graph.inputs) if v.dtype.is_float]
     plain = widened(graph)
     known = dict(zip(plain.graph.inputs, operands, strict=True))
     slopes = Slopes(
-        plain.graph, known, sizes, [plain.graph.inputs[i] for i in floats],
+        plain.graph, known, sizes, [plain.graph.inputs[i] for i in wrt],
         [v for v in plain.graph.outputs if v.dtype.is_float], seeds,
     )  # fmt: skip
-    direction = [rng.standard_normal(operands[i].shape) for i in floats]
+    direction = [rng.standard_normal(operands[i].shape) for i in wrt]
     return compare(slopes, direction, results)
 
 

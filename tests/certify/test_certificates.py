@@ -21,7 +21,7 @@ def test_functions_are_certified(make: Any) -> None:
     found = make().certify()
     assert found.ok, str(found)
     assert found.gradients and found.blame is None
-    assert {c.kind for c in found.compared} == {"gradient", "pass", "plan", "run"}
+    assert {c.kind for c in found.compared} == {"function", "gradient", "pass", "plan", "run"}
     assert found.check() is found
     assert "certified" in str(found) and "NOT" not in str(found)
 
