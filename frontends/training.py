@@ -178,7 +178,7 @@ class TrainStep(Diagnosed, Explained):
         from retrograde.certificates.subject import Subject
 
         if args:
-            raise DataError(f"{where()}certify() of a training step takes a batch: certify(**batch)")
+            raise DataError(f"{where()}certify() of a step takes a batch: certify(**batch)")
         examples = self._batch(batch) if batch else None
         with self._lock:
             captured = self._now()

@@ -16,7 +16,7 @@ from retrograde.compiler.errors import VerifyError
 class Compared:
     """One comparison at one size: the worst `error` of it against the `bound` it had to keep.
 
-    `kind`: "function", "gradient", "pass", "plan" or "run"; `what`: which gradient, stage or program."""
+    `kind`: "function", "gradient", "pass", "plan" or "run"; `what`: which of them."""
 
     kind: str
     what: str
@@ -78,7 +78,7 @@ class Certificate:
     def __str__(self) -> str:
         verdict = "certified" if self.ok else "NOT certified"
         sizes = list(dict.fromkeys(_sizes(c.sizes) for c in self.compared))
-        lines = [f"{self.name}: {verdict}"]
+        lines = [f"{self.name}: {verdict} (errors of their bounds)"]
         if any(sizes):
             lines.append(f"  at {'; '.join(s for s in sizes if s)}")
         for kind, title in _TITLES.items():
@@ -104,7 +104,7 @@ class Certificate:
 
 _TITLES = {
     "function": "functions as they are differentiated against those written, in float64",
-    "gradient": "gradients against finite differences in float64, in {n} directions: worst error of its bound",
+    "gradient": "gradients against finite differences in float64, in {n} directions",
     "pass": "graphs after all passes against the traced one, in float64",
     "plan": "memory: reads of what was written over",
     "run": "programs against the traced graph in float64",

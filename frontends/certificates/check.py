@@ -173,7 +173,8 @@ class _Work:
             for stage, graph in recipe.stages.items():
                 error, bound, note = self._stage(graph, point, sizes)
                 if not error <= bound:
-                    self.blame(Fault(f"pass {stage}", f"{note} parts from the traced graph ({name})"))
+                    seen_text = f"{note} parts from the traced graph ({name})"
+                    self.blame(Fault(f"pass {stage}", seen_text))
                     break
         self.compared.append(Compared("pass", name, point.sizes, error, bound, note))
 

@@ -124,7 +124,8 @@ def _follow(
             if found:
                 along[node.output] = found[0]
         if keeps and node.output.dtype.is_integer:
-            origins[node.output] = frozenset().union(*(origins.get(v, nothing) for v in node.inputs))
+            from_all = (origins.get(v, nothing) for v in node.inputs)
+            origins[node.output] = nothing.union(*from_all)
 
 
 def _into(
@@ -166,6 +167,6 @@ def draw(
     if t.dtype.kind == "bool":
         return np.asarray(rng.random(shape) < 0.7)
     if t.dtype.name == "u32":  # a key
-        return rng.integers(0, 2**32, shape, dtype=np.uint32)
+        return np.asarray(rng.integers(0, 2**32, shape, dtype=np.uint32))
     low, high = ranges.at(i, sizes) or (0, 1)
     return np.asarray(rng.integers(low, max(low, high) + 1, shape)).astype(dtype)

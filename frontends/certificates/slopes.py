@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from retrograde.compiler.ir.builder import next_id
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ir.interpreter import evaluate
-from retrograde.compiler.ir.builder import next_id
 from retrograde.compiler.ops.scan import parts
 
 Array = npt.NDArray[Any]

@@ -18,7 +18,7 @@ def net(p: Any, x: Any, ids: Any) -> Any:
     h = rnp.tanh(x @ p["w"] + p["b"])
     z = h * p["table"][ids] + h * h
     rows = z - rnp.mean(z, axis=1, keepdims=True)
-    soft = rg.nn.functional.softmax(rows) if hasattr(rg.nn, "functional") else _soft(rows)
+    soft = _soft(rows)
     kept = rnp.where(z > 0.1, z, 0.25 * z)
     return rnp.sum(soft * z) + rnp.sum(rnp.exp(-kept) - kept / (2.0 + z * z))
 

@@ -10,6 +10,7 @@ import pytest
 
 import retrograde as rg
 import retrograde.numpy as rnp
+from retrograde.compiler.pipeline import NEEDED, STAGES
 from retrograde.errors import DataError, ShapeError, VerifyError
 from tests.certify import programs
 
@@ -74,7 +75,7 @@ def test_a_derivative_of_a_derivative_is_certified() -> None:
 
 
 def test_a_custom_gradient_that_is_another_is_told_and_may_be_trusted() -> None:
-    through = rg.custom_vjp(lambda x: rnp.floor(x), lambda x: (rnp.floor(x), None), lambda r, g: (g,))
+    through = rg.custom_vjp(rnp.floor, lambda x: (rnp.floor(x), None), lambda r, g: (g,))
     loss = rg.grad(lambda x: rnp.sum(rnp.sin(through(3.0 * x) * 0.3) * x))
     compiled = rg.compile(loss, rg.spec("f32", "B", 3))
     found = compiled.certify()
@@ -123,5 +124,32 @@ def test_a_jitted_function_is_certified_at_its_arguments() -> None:
     def energy(x: Any) -> Any:
         return rg.grad(lambda y: rnp.sum(rnp.tanh(y) ** 2))(x)
 
-    found = energy.certify(programs.numbers(3, 2))  # type: ignore[attr-defined]
+    found = energy.certify(programs.numbers(3, 2))
     assert found.ok and found.gradients, str(found)
+
+
+@pytest.mark.parametrize("stage", [s for s in STAGES if s not in NEEDED])
+def test_a_program_without_a_stage_computes_the_same(
+    stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = {name: programs.numbers(*t.shape) for name, t in programs.CELL.items()}
+    xs = programs.numbers(5, 2, 3)
+    for make, args in (
+        (programs.make_loop, (p, xs)),
+        (programs.make_remat, (programs.numbers(4, 4), programs.numbers(3, 4), rg.random.key(1))),
+    ):
+        expected = make()(*args)
+        for variable in ("WITHOUT", "STOP_AFTER"):
+            monkeypatch.setenv(f"RETROGRADE_{variable}", stage)
+            got = make()(*args)
+            monkeypatch.delenv(f"RETROGRADE_{variable}")
+            for a, b in zip(rg.tree.leaves(got), rg.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
+
+
+def test_a_stage_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, stage in (("WITHOUT", "fuse"), ("STOP_AFTER", "last"), ("WITHOUT", "order")):
+        monkeypatch.setenv(f"RETROGRADE_{variable}", stage)
+        with pytest.raises(DataError, match=f"RETROGRADE_{variable}"):
+            programs.make_net()
+        monkeypatch.delenv(f"RETROGRADE_{variable}")
