@@ -139,7 +139,7 @@ class Options:
         """Whether a stage is not to run."""
         if stage in self.without:
             return True
-        if self.stop_after is None or stage in NEEDED:
+        if self.stop_after is None or stage in NEEDED or stage not in STAGES:
             return False
         return STAGES.index(stage) > STAGES.index(self.stop_after)
 

@@ -230,6 +230,7 @@ def _vjp(fn: Function, args: Sequence[Any]) -> tuple[Any, Pullback]:
         structure,
         tuple(sources[k][0] for k in wrt),
     )
+    pullback.claim([results[i].value for i in of], [exprs[k].value for k in wrt])
     assert len(crossing) == len(pullback.residuals)
     return out, pullback
 

@@ -37,6 +37,7 @@ from retrograde.compiler.plan.replay import misreads, overlaps
 from retrograde.compiler.program import Program
 from retrograde.execution import checked_backend
 from retrograde.runtime.device import get_device
+from retrograde.runtime.protocol import Device
 
 
 def certificate(
@@ -61,7 +62,12 @@ def certificate(
     work.passes(own)
     work.plans(own)
     work.runs(own)
-    for made in _others(subject, own, devices):
+    for label, device, options in _others(own, devices):
+        try:
+            made = compiled(label, work.graph, device, options)
+        except Exception as error:  # the compiler is what may be wrong
+            work.uncompiled(label, error)
+            continue
         work.passes(made)
         work.plans(made)
         work.runs(made)
@@ -96,10 +102,11 @@ def _own(subject: Subject) -> Made:
     return Made(label, run.executable.program, run.recipes, device, options)
 
 
-def _others(subject: Subject, own: Made, devices: Sequence[str] | None) -> Iterator[Made]:
+def _others(
+    own: Made, devices: Sequence[str] | None
+) -> Iterator[tuple[str, Device, Options]]:
     """The other ways to compile the graph: with every recipe of the ladder, and without fusing."""
     names = list(devices or dict.fromkeys((own.device.name, "numpy")))
-    graph = silent(subject.graph)
     for name in names:
         device = own.device if name == own.device.name else get_device(checked_backend(name))
         native = device.name == "native"
@@ -107,11 +114,11 @@ def _others(subject: Subject, own: Made, devices: Sequence[str] | None) -> Itera
         options = Options(native=native, heads=native, threads=threads)
         if name == "numpy":
             every = replace(options, budget=UNLIMITED)
-            yield compiled("numpy, every recipe", graph, device, every)
+            yield "numpy, every recipe", device, every
         elif name != own.device.name:
-            yield compiled(name, graph, device, options)
+            yield name, device, options
         plain = replace(options, without=("group",))
-        yield compiled(f"{name}, unfused", graph, device, plain)
+        yield f"{name}, unfused", device, plain
 
 
 class _Work:
@@ -134,6 +141,12 @@ class _Work:
     def blame(self, fault: Fault) -> None:
         if all(fault.part != known.part for known in self.faults):
             self.faults.append(fault)
+
+    def uncompiled(self, label: str, error: Exception) -> None:
+        """A program that could not be made of the graph."""
+        note = f"{error!r:.200}"
+        self.compared.append(Compared("run", label, {}, float("inf"), 0.0, note))
+        self.blame(Fault(f"compilation ({label})", note))
 
     def gradients(self) -> None:
         """Those of the traced graph, where all the rules are at work."""

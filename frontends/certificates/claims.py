@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from retrograde.certificates.certificate import Compared, Fault
 from retrograde.certificates.numbers import distance, worst
-from retrograde.certificates.slopes import Parting, Slopes, compare
+from retrograde.certificates.slopes import Parting, Slopes, compare, cut_at
 from retrograde.compiler.errors import RetrogradeError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.builder import next_id
@@ -170,6 +170,8 @@ class Claims:
 
     def located(self, d: Derivative) -> Fault:
         """The rule or sum behind the first wrong cotangent."""
+        if not d.rules:
+            return self._again(d)
         for v, total in d.totals:
             g = [self.known[total]]
             if not self._parting(d, (v,), g, [self.rng.standard_normal(g[0].shape)]).ok:
@@ -179,6 +181,23 @@ class Claims:
             if not self._parting(d, (v,), g, [self.rng.standard_normal(g[0].shape)]).ok:
                 return self._behind(d, v, g_value)
         return Fault("backward pass", "the gradient is wrong, every cotangent alone is right")
+
+    def _again(self, d: Derivative) -> Fault:
+        """Of a derivative whose rules are not known: what is at fault in differentiating anew."""
+        back = {new: old for old, new in self.wide.values.items()}
+        wrt = tuple(back[v] for v in d.wrt)
+        part = cut_at(self._graph, wrt, [back[v] for v in d.of])
+        try:
+            made = Backward(tuple(range(len(d.of))), tuple(range(len(wrt))))(part)
+        except RetrogradeError as error:
+            return Fault("backward pass", f"the gradient is wrong, and cannot be made anew: {error}")
+        given = [self.known[self.wide[v]] for v in part.inputs]
+        seeds = [self.known[v] for v in d.seeds]
+        claims = Claims(made, [*given, *seeds], self.sizes, self.rng)
+        list(claims.compared(2))
+        if claims.faults:
+            return claims.faults[0]
+        return Fault("backward pass", "the gradient is wrong, and right where it is made anew")
 
     def _behind(self, d: Derivative, v: Value, total: Value) -> Fault:
         rules = [rule for rule in d.rules if v in rule.inputs]

@@ -12,7 +12,7 @@ import retrograde as rg
 import retrograde.numpy as rnp
 from retrograde.compiler.pipeline import NEEDED, STAGES
 from retrograde.errors import DataError, ShapeError, VerifyError
-from tests.certify import programs
+from tests.certify import plants, programs
 
 TIMES = [{"B": 2, "T": 5}, {"B": 3, "T": 1}]
 
@@ -153,3 +153,43 @@ def test_a_stage_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(DataError, match=f"RETROGRADE_{variable}"):
             programs.make_net()
         monkeypatch.delenv(f"RETROGRADE_{variable}")
+
+
+def test_pullbacks_and_directional_derivatives_are_gradients_too() -> None:
+    def pulled(x: Any, g: Any) -> Any:
+        y, back = rg.vjp(lambda z: rnp.tanh(z) * z, x)
+        return y, back(g * 2.0)
+
+    def pushed(x: Any, t: Any) -> Any:
+        return rg.jvp(lambda z: rnp.exp(z) * rnp.sin(z), (x,), (t,))
+
+    x = rg.spec("f32", "B", 3)
+    for fn in (pulled, pushed):
+        found = rg.compile(fn, x, x).certify(sizes=programs.SMALL)
+        assert found.ok and found.gradients, str(found)
+
+
+def test_a_wrong_pullback_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    plants.rule("tanh", plants.scaled(1.5))(monkeypatch)
+
+    def pulled(x: Any, g: Any) -> Any:
+        return rg.vjp(rnp.tanh, x)[1](g)
+
+    x = rg.spec("f32", "B", 3)
+    found = rg.compile(pulled, x, x).certify(sizes=programs.SMALL)
+    assert found.blame == "gradient of tanh", str(found)
+
+
+def test_a_saved_gradient_that_is_wrong_is_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        plants.rule("tanh", plants.scaled(1.5))(patch)
+        programs.make_net().save(tmp_path / "net.rg")
+    found = rg.load(tmp_path / "net.rg").certify(sizes=programs.SMALL)
+    assert found.blame == "backward pass", str(found)
+
+
+def test_what_is_not_there_without_a_fault_is_not_said() -> None:
+    text = str(rg.compile(lambda x: x * 2.0, rg.spec("f32", "B")).certify())
+    assert "no gradients in it" in text and "at fault" not in text
