@@ -52,7 +52,7 @@ def found(graph: Graph, made: Made, index: int, bound: Mapping[str, int], point:
     if step is None:
         return Fault(where, f"{made.named(index)} is wrong, and right in single steps")
     if made.options.native:
-        plain = replace(made, options=replace(made.options, native=False, threads=1))
+        plain = replace(made, options=replace(made.options, native=False, threads=1, blas=()))
         both = _first_wrong(ordered, plain, index, bound, point, get_device("numpy"))
         if both is not None and both.id == step.id:
             where = "lowering"
@@ -60,7 +60,7 @@ def found(graph: Graph, made: Made, index: int, bound: Mapping[str, int], point:
 
 
 def _right_without_sharing(graph: Graph, made: Made, name: str, point: Point) -> bool:
-    options = replace(made.options, reuse=False)
+    options = replace(made.options, reuse=False, dump=None)
     apart_ = compiled(made.label, graph, made.device, options)
     for recipe in apart_.recipes:
         if recipe.recipe.name != name:

@@ -35,7 +35,7 @@ from retrograde.compiler.ops.region import silent
 from retrograde.compiler.pipeline import CompiledRecipe, Options
 from retrograde.compiler.plan.replay import misreads, overlaps
 from retrograde.compiler.program import Program
-from retrograde.execution import checked_backend
+from retrograde.execution import checked_backend, options_for
 from retrograde.runtime.device import get_device
 from retrograde.runtime.protocol import Device
 
@@ -93,13 +93,8 @@ def _check_sizes(given: Mapping[str, int], subject: Subject) -> None:
 def _own(subject: Subject) -> Made:
     run = subject.run
     device = run.executable.device
-    native = device.name == "native"
-    options = Options(
-        native=native, heads=native, threads=device.threads if native else 1,
-        budget=run.executable.program.budget, verify=False,
-    )  # fmt: skip
     label = f"as compiled ({device.name})"
-    return Made(label, run.executable.program, run.recipes, device, options)
+    return Made(label, run.executable.program, run.recipes, device, run.options)
 
 
 def _others(
@@ -109,9 +104,7 @@ def _others(
     names = list(devices or dict.fromkeys((own.device.name, "numpy")))
     for name in names:
         device = own.device if name == own.device.name else get_device(checked_backend(name))
-        native = device.name == "native"
-        threads = device.threads if native else 1
-        options = Options(native=native, heads=native, threads=threads)
+        options = replace(options_for(device, own.options.at), dump=None)
         if name == "numpy":
             every = replace(options, budget=UNLIMITED)
             yield "numpy, every recipe", device, every

@@ -190,7 +190,8 @@ class Claims:
         try:
             made = Backward(tuple(range(len(d.of))), tuple(range(len(wrt))))(part)
         except RetrogradeError as error:
-            return Fault("backward pass", f"the gradient is wrong, and cannot be made anew: {error}")
+            said = f"the gradient is wrong, and cannot be made anew: {error}"
+            return Fault("backward pass", said)
         given = [self.known[self.wide[v]] for v in part.inputs]
         seeds = [self.known[v] for v in d.seeds]
         claims = Claims(made, [*given, *seeds], self.sizes, self.rng)

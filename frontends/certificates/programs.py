@@ -94,7 +94,9 @@ def in_steps(
         outputs=tuple(values), output_names=("",) * len(values), aliases=(), derivatives=()
     )
     native = options.native
-    planned = plan_program(probe, sizes, False, options.threads, native)
+    planned = plan_program(
+        probe, sizes, False, options.threads, native, blas=options.blas
+    )
     symbols: tuple[Symbol, ...] = like.recipe.symbols
     printed = (
         planned.schedule, planned.liveness, planned.places, [s.name for s in symbols], False
