@@ -158,7 +158,7 @@ class Explained:
         *args: Any,
         sizes: Sequence[Mapping[str, int]] | None = None,
         directions: int = 2,
-        devices: Sequence[str] | None = None,
+        devices: str | Sequence[str] | None = None,
         trust_custom: bool = False,
         seed: int = 0,
         **batch: Any,

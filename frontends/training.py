@@ -175,21 +175,16 @@ class TrainStep(Diagnosed, Explained):
         return {name: float(x) for name, x in zip(names, results, strict=True)}
 
     def _subject(self, args: tuple[Any, ...], batch: Mapping[str, Any]) -> Subject:
-        from retrograde.certificates.subject import Subject
+        from retrograde.certificates.subject import of_step
 
         if args:
             raise DataError(f"{where()}certify() of a step takes a batch: certify(**batch)")
         examples = self._batch(batch) if batch else None
-        with self._lock:
-            captured = self._now()
-            state = self._run.executable.state()
-            parts, run, graph = self._parts, self._run, self._traced.graph
-            fixed = [x.copy() for x in self._fixed]
-        first = parts.donated + 1 + len(parts.batch_types)
-        held = dict(enumerate([*state, self._key])) | dict(enumerate([*fixed, *captured], first))
-        trained = range(len(parts.parameters))
         sizes = {} if examples is None else self._sizes_of(examples)
-        return Subject(graph, run, held, trained, examples, sizes)
+        with self._lock:
+            rest = [*self._fixed, *self._now()]  # which may trace anew: first of all
+            first = [*self._run.executable.state(), self._key]
+            return of_step(self._parts, self._traced, self._run, first, rest, examples, sizes)
 
     def _batch(self, batch: Mapping[str, Any]) -> list[Array]:
         """The arrays of a batch, in order, checked against the specs."""

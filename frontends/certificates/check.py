@@ -44,7 +44,7 @@ def certificate(
     subject: Subject,
     sizes: Sequence[Mapping[str, int]] | None,
     directions: int,
-    devices: Sequence[str] | None,
+    devices: str | Sequence[str] | None,
     trust: bool,
     seed: int,
 ) -> Certificate:
@@ -98,10 +98,11 @@ def _own(subject: Subject) -> Made:
 
 
 def _others(
-    own: Made, devices: Sequence[str] | None
+    own: Made, devices: str | Sequence[str] | None
 ) -> Iterator[tuple[str, Device, Options]]:
     """The other ways to compile the graph: with every recipe of the ladder, and without fusing."""
-    names = list(devices or dict.fromkeys((own.device.name, "numpy")))
+    given = (devices,) if isinstance(devices, str) else devices
+    names = list(given or dict.fromkeys((own.device.name, "numpy")))
     for name in names:
         device = own.device if name == own.device.name else get_device(checked_backend(name))
         options = replace(options_for(device, own.options.at), dump=None)

@@ -172,14 +172,11 @@ class Claims:
         """The rule or sum behind the first wrong cotangent."""
         if not d.rules:
             return self._again(d)
-        for v, total in d.totals:
-            g = [self.known[total]]
-            if not self._parting(d, (v,), g, [self.rng.standard_normal(g[0].shape)]).ok:
-                return self._behind(d, v, total)
-        for v, g_value in zip(d.wrt, d.results, strict=True):
-            g = [self.known[g_value]]
-            if not self._parting(d, (v,), g, [self.rng.standard_normal(g[0].shape)]).ok:
-                return self._behind(d, v, g_value)
+        for v, total in (*d.totals, *zip(d.wrt, d.results, strict=True)):
+            g = self.known[total]
+            directions = [self.rng.standard_normal(g.shape) for _ in range(2)]
+            if not all(self._parting(d, (v,), [g], [x]).ok for x in directions):
+                return self._behind(d, v)
         return Fault("backward pass", "the gradient is wrong, every cotangent alone is right")
 
     def _again(self, d: Derivative) -> Fault:
@@ -200,7 +197,7 @@ class Claims:
             return claims.faults[0]
         return Fault("backward pass", "the gradient is wrong, and right where it is made anew")
 
-    def _behind(self, d: Derivative, v: Value, total: Value) -> Fault:
+    def _behind(self, d: Derivative, v: Value) -> Fault:
         rules = [rule for rule in d.rules if v in rule.inputs]
         for rule in rules:
             fault = self._rule_fault(rule)

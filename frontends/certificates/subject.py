@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from retrograde.compiler.ir.location import where
 from retrograde.compiler.ops.region import silent
 from retrograde.compiler.passes.widen import widened
 from retrograde.execution import Runnable
+
+if TYPE_CHECKING:
+    from retrograde.training_graph import StepParts, TracedStep
 
 Array = npt.NDArray[Any]
 
@@ -33,6 +36,17 @@ class Subject:
     trained: Sequence[int] = ()
     examples: Sequence[Array] | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+def of_step(
+    parts: StepParts, traced: TracedStep, run: Runnable, first: Sequence[Array],
+    rest: Sequence[Array], examples: Sequence[Array] | None, sizes: Mapping[str, int],
+) -> Subject:  # fmt: skip
+    """A training step.  `first`: its state and key; `rest`: what comes behind the batch."""
+    after = len(first) + len(parts.batch_types)
+    held = dict(enumerate(np.array(x) for x in first))
+    held |= dict(enumerate((np.array(x) for x in rest), after))
+    return Subject(traced.graph, run, held, range(len(parts.parameters)), examples, sizes)
 
 
 @dataclass(frozen=True)
