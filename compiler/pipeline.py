@@ -81,7 +81,8 @@ PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS, *END)  # but for what depends o
 # All stages that there may be, in their order.
 STAGES = (
     "heads", "attention", *(name for name, _ in ALGEBRA), "join", "lean", "truncate", "segments",
-    *(name for name, _ in LOOPS), "tables", *(name for name, _ in END), "order",
+    *(name for name, _ in LOOPS), "tables", *(name for name, _ in NATIVE_END[:-1]), "remat",
+    NATIVE_END[-1][0], "order",
 )  # fmt: skip
 NEEDED = frozenset({"expand", "order"})
 

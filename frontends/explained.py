@@ -159,6 +159,7 @@ class Explained:
         sizes: Sequence[Mapping[str, int]] | None = None,
         directions: int = 2,
         devices: str | Sequence[str] | None = None,
+        recipes: bool = True,
         trust_custom: bool = False,
         seed: int = 0,
         **batch: Any,
@@ -167,18 +168,19 @@ class Explained:
 
         Gradients are compared with finite differences in float64, in random `directions`; the graph
         after every pass, in float64, with the traced graph; then the memory plan, and the programs:
-        this one and others made of the same graph, with every recipe, fused and not, on `devices`
-        (its own and "numpy" if not given).  At random inputs of small `sizes`, [{"B": 3, "T": 5}],
-        or on the arguments (of a training step: the batch) that are given.  A gradient of
-        `custom_vjp` that is not the derivative of its function is a fault; with `trust_custom` it
-        is taken as declared.  Nothing is changed by it, the state of a training step neither.
+        this one and others made of the same graph, fused and not, on `devices` (its own and "numpy"
+        if not given), with `recipes` on "numpy" with each that a budget may choose.  At random
+        inputs of small `sizes`, [{"B": 3, "T": 5}], or on the arguments (of a training step: the
+        batch) that are given.  A gradient of `custom_vjp` that is not the derivative of its
+        function is a fault; with `trust_custom` it is taken as declared.  Nothing is changed by it,
+        the state of a training step neither.
 
         Raises nothing where the program is wrong: see `Certificate.ok`, `.blame`, `.check()`.
         Raises DataError where no inputs are found that the function takes: give some then."""
         from retrograde.certificates.check import certificate  # few programs are certified
 
         subject = self._subject(args, batch)
-        return certificate(subject, sizes, directions, devices, trust_custom, seed)
+        return certificate(subject, sizes, directions, devices, trust_custom, seed, recipes)
 
     def _subject(self, args: tuple[Any, ...], batch: Mapping[str, Any]) -> Subject:
         """What is certified, with the examples given for it."""

@@ -53,8 +53,9 @@ def found(graph: Graph, made: Made, index: int, bound: Mapping[str, int], point:
         return Fault(where, f"{made.named(index)} is wrong, and right in single steps")
     if made.options.native:
         plain = replace(made, options=replace(made.options, native=False, threads=1, blas=()))
-        both = _first_wrong(ordered, plain, index, bound, point, get_device("numpy"))
-        if both is not None and both.id == step.id:
+        graph, device = _ungrouped(made, index), get_device("numpy")
+        both = _first_wrong(graph, plain, index, bound, point, device)
+        if both is not None and both.place == step.place and both.op.name in label(step):
             where = "lowering"
     return Fault(f"{where} of {label(step)}", f"{step.place or 'the step'} is the first wrong one")
 
@@ -94,6 +95,13 @@ def _first_wrong(
         if any(v in wrong for v in node.outputs):
             return node
     return None
+
+
+def _ungrouped(made: Made, index: int) -> Graph:
+    """The graph before its steps were made for kernels."""
+    stages = made.recipes[index].stages
+    names = list(stages)
+    return stages[names[names.index("group") - 1]]
 
 
 def _run(

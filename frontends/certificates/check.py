@@ -39,6 +39,8 @@ from retrograde.execution import checked_backend, options_for
 from retrograde.runtime.device import get_device
 from retrograde.runtime.protocol import Device
 
+MANY = 4  # recipes
+
 
 def certificate(
     subject: Subject,
@@ -47,6 +49,7 @@ def certificate(
     devices: str | Sequence[str] | None,
     trust: bool,
     seed: int,
+    recipes: bool = True,
 ) -> Certificate:
     """Everything compared; see `Explained.certify`."""
     if directions < 1:
@@ -62,7 +65,7 @@ def certificate(
     work.passes(own)
     work.plans(own)
     work.runs(own)
-    for label, device, options in _others(own, devices):
+    for label, device, options in _others(own, devices, recipes):
         try:
             made = compiled(label, work.graph, device, options)
         except Exception as error:  # the compiler is what may be wrong
@@ -98,7 +101,7 @@ def _own(subject: Subject) -> Made:
 
 
 def _others(
-    own: Made, devices: str | Sequence[str] | None
+    own: Made, devices: str | Sequence[str] | None, recipes: bool
 ) -> Iterator[tuple[str, Device, Options]]:
     """The other ways to compile the graph: with every recipe of the ladder, and without fusing."""
     given = (devices,) if isinstance(devices, str) else devices
@@ -106,7 +109,7 @@ def _others(
     for name in names:
         device = own.device if name == own.device.name else get_device(checked_backend(name))
         options = replace(options_for(device, own.options.at), dump=None)
-        if name == "numpy":
+        if name == "numpy" and recipes:
             every = replace(options, budget=UNLIMITED)
             yield "numpy, every recipe", device, every
         elif name != own.device.name:
@@ -130,7 +133,7 @@ class _Work:
         self.compared: list[Compared] = []
         self.faults: list[Fault] = []
         self.departures: list[Fault] = []
-        self._stages: dict[Graph, list[bool]] = {}
+        self._stages: dict[Graph, dict[int, bool]] = {}  # by point, whether the graph is right
 
     def blame(self, fault: Fault) -> None:
         if all(fault.part != known.part for known in self.faults):
@@ -158,25 +161,33 @@ class _Work:
 
     def passes(self, made: Made) -> None:
         """The graph after each pass that led to each recipe."""
-        for recipe in made.recipes:
-            for k, point in enumerate(self.points):
+        for index, recipe in enumerate(made.recipes):
+            for k, point in self._points(made, index):
                 if not recipe.recipe.serves(point.sizes):
                     continue
                 sizes = plan_sizes(recipe.recipe, point.sizes)
                 self._stages_of(recipe, k, point, sizes)
+
+    def _points(self, made: Made, index: int) -> list[tuple[int, Point]]:
+        """Where a recipe is looked at: of many that only certificates are made for, each at one of
+        the sizes."""
+        found = list(enumerate(self.points))
+        if len(made.recipes) <= MANY or made.program is self.subject.run.executable.program:
+            return found
+        return [found[index % len(found)]]
 
     def _stages_of(
         self, recipe: CompiledRecipe, k: int, point: Point, sizes: Mapping[str, int]
     ) -> None:
         """The last graph, which is the one that runs; where it parts, each from the first on."""
         *_, last = recipe.stages.values()
-        seen = self._stages.setdefault(last, [])
-        if len(seen) > k:
+        seen = self._stages.setdefault(last, {})
+        if k in seen:
             return
         error, bound, note = self._stage(last, point, sizes)
-        seen.append(error <= bound)
+        seen[k] = error <= bound
         name = recipe.recipe.name
-        if not seen[-1]:
+        if not seen[k]:
             for stage, graph in recipe.stages.items():
                 error, bound, note = self._stage(graph, point, sizes)
                 if not error <= bound:
@@ -200,7 +211,7 @@ class _Work:
     def plans(self, made: Made) -> None:
         """The order of the steps on the places of their values, in names."""
         for index, recipe in enumerate(made.recipes):
-            for point in self.points:
+            for _, point in self._points(made, index):
                 for program, choice in choices(made, index, point.sizes):
                     pairs = overlaps(program.recipes[0], choice.sizes)
                     lost = misreads(recipe.planned, program.recipes[0], choice.sizes)
@@ -218,7 +229,7 @@ class _Work:
         """What the programs compute; a part at fault is looked for once for each program."""
         for index in range(len(made.recipes)):
             told = False
-            for point in self.points:
+            for _, point in self._points(made, index):
                 for program, choice in choices(made, index, point.sizes):
                     error, bound, note = self._run(program, made, point)
                     what = made.named(index)
@@ -232,7 +243,7 @@ class _Work:
     def _explained(self, recipe: CompiledRecipe) -> bool:
         """Whether a fault that was found already lies in what this recipe is made of."""
         *_, last = recipe.stages.values()
-        wrong = not all(self._stages.get(last, ()))
+        wrong = not all(self._stages.get(last, {}).values())
         return wrong or any(f.part in ("placement", "memory plan") for f in self.faults)
 
     def _run(self, program: Program, made: Made, point: Point) -> tuple[float, float, str]:

@@ -48,6 +48,7 @@ class Fault:
     make: Callable[[], Any]
     blame: str
     sizes: Sequence[dict[str, int]] = field(default_factory=lambda: programs.SMALL)
+    recipes: bool = False  # whether it is only seen where a budget chooses
 
 
 net, loop = programs.make_net, programs.make_loop
@@ -107,8 +108,8 @@ FAULTS: dict[str, Fault] = {
     "a sum over time without its last": Fault(
         plants.after(PASSES["sink"], "add", plants.first_only), loop, "pass sink", STEPS
     ),
-    "a wrong recompute": Fault(plants.wrong_recompute, loop, "pass lean", STEPS),
-    "a segment off by one step": Fault(plants.shifted_slice, loop, "pass segments", STEPS),
+    "a wrong recompute": Fault(plants.wrong_recompute, loop, "pass lean", STEPS, True),
+    "a segment off by one step": Fault(plants.shifted_slice, loop, "pass segments", STEPS, True),
     "a fused quotient upside down": Fault(
         plants.after(PASSES["group"], "div", plants.swapped), net, "pass group"
     ),
@@ -139,7 +140,7 @@ def test_a_fault_is_caught_and_named(name: str, monkeypatch: pytest.MonkeyPatch)
     fault = FAULTS[name]
     fault.plant(monkeypatch)
     monkeypatch.setenv("RETROGRADE_VERIFY", "0")
-    found = fault.make().certify(sizes=fault.sizes, directions=2)
+    found = fault.make().certify(sizes=fault.sizes, recipes=fault.recipes)
     assert not found.ok, str(found)
     named = found.blame or "nothing"
     assert named.startswith(fault.blame), str(found)
