@@ -78,6 +78,14 @@ NATIVE_END: tuple[Stage, ...] = (
 )
 PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS, *END)  # but for what depends on sizes
 
+# All stages that there may be, in their order.
+STAGES = (
+    "heads", "attention", *(name for name, _ in ALGEBRA), "join", "lean", "truncate", "segments",
+    *(name for name, _ in LOOPS), "tables", *(name for name, _ in NATIVE_END[:-1]), "remat",
+    NATIVE_END[-1][0], "order",
+)  # fmt: skip
+NEEDED = frozenset({"expand", "order"})
+
 
 @dataclass(frozen=True)
 class Options:
@@ -86,7 +94,9 @@ class Options:
     `native` compiles kernels, of which `threads` may run at once; `blas` are the dtypes whose
     products a BLAS computes there; `heads` computes the loss of wide
     heads without their logits (what is differentiated: under `chunked()` of passes.cross_entropy);
-    `reuse=False` gives every buffer its own place: two ways to find faults of the plan."""
+    `reuse=False` gives every buffer its own place: two ways to find faults of the plan.  Stages
+    `without` are left out, and those behind `stop_after` too (nothing runs without "order", and
+    composites not without "expand"): a way to find the pass at fault."""
 
     at: Mapping[str, int] = field(default_factory=dict)
     budget: int | None = None
@@ -98,6 +108,8 @@ class Options:
     reuse: bool = True
     verify: bool = False
     dump: str | None = None
+    without: tuple[str, ...] = ()
+    stop_after: str | None = None
 
     @classmethod
     def from_environment(
@@ -120,7 +132,31 @@ class Options:
             reuse=not _flag("NO_REUSE"),
             verify=_flag("VERIFY"),
             dump=os.environ.get("RETROGRADE_DUMP") or None,
+            without=_stages("WITHOUT"),
+            stop_after=next(iter(_stages("STOP_AFTER")), None),
         )
+
+    def leaves_out(self, stage: str) -> bool:
+        """Whether a stage is not to run."""
+        if stage in self.without:
+            return True
+        if self.stop_after is None or stage in NEEDED or stage not in STAGES:
+            return False
+        return STAGES.index(stage) > STAGES.index(self.stop_after)
+
+
+def _stages(name: str) -> tuple[str, ...]:
+    """The stages that a variable names, with commas between them."""
+    text = os.environ.get(f"RETROGRADE_{name}", "").replace(" ", "")
+    found = tuple(filter(None, text.split(",")))
+    for stage in found:
+        if stage not in STAGES:
+            raise DataError(
+                f"RETROGRADE_{name}: there is no stage {stage!r}; there are {', '.join(STAGES)}"
+            )
+        if stage == "order" and name == "WITHOUT":
+            raise DataError("RETROGRADE_WITHOUT: nothing runs without the stage 'order'")
+    return found
 
 
 def _flag(name: str) -> bool:
@@ -232,6 +268,9 @@ def _staged(
     but = "fused" if options.native else ""
     stages: dict[str, Graph] = {}
     for name, transform in passes:
+        if options.leaves_out(name):
+            stages[name] = graph
+            continue
         graph = stages[name] = everywhere(transform, graph, but) if inside else transform(graph)
         _check(graph, name, options)
     return stages

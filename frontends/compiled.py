@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from retrograde import tree
 from retrograde.captures import Captures, snapshot
+from retrograde.compiler.errors import DataError
 from retrograde.compiler.ir.graph import Graph, TensorType
+from retrograde.compiler.ir.location import where
 from retrograde.execution import (
     Array,
     Runnable,
@@ -27,6 +29,7 @@ from retrograde.traces import Declared, checked_at
 from retrograde.tracing import Traced
 
 if TYPE_CHECKING:
+    from retrograde.certificates.subject import Subject
     from retrograde.signature import Signature
 
 
@@ -50,6 +53,15 @@ def compile(
     refuse_unbuilt(precision)
     checked_backend(backend)
     return Compiled(Declared.of(fn, specs), at, backend, threads, budget)
+
+
+def no_names(batch: Mapping[str, Any]) -> None:
+    """DataError for arguments by name."""
+    if batch:
+        raise DataError(
+            f"{where()}certify() got {', '.join(batch)}: give all arguments in their order, or "
+            "none of them"
+        )
 
 
 class Compiled(Explained):
@@ -141,6 +153,19 @@ class Compiled(Explained):
         with self._lock:
             run, traced, captured = self._now()
             return Signature.of(self._declared, traced), traced.graph, list(captured), run
+
+    def _subject(self, args: tuple[Any, ...], batch: Mapping[str, Any]) -> Subject:
+        from retrograde.certificates.subject import Subject
+
+        no_names(batch)
+        with self._lock:
+            run, traced, captured = self._now()
+        count = len(self._declared.types)
+        held = {count + i: x for i, x in enumerate(captured)}
+        if not args:
+            return Subject(traced.graph, run, held)
+        arrays = self._declared.arrays(args)
+        return Subject(traced.graph, run, held, (), arrays, self._declared.sizes(arrays))
 
     def _inputs(self) -> tuple[str, Sequence[str], Sequence[TensorType]]:
         return self._traced.graph.name, self._declared.input_names, self._declared.types

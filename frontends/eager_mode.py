@@ -140,6 +140,9 @@ class EagerBuilder(Builder):
             mapping.update(zip(node.outputs, outputs, strict=True))
         return [self.wrap(mapping[v], self) for v in graph.outputs]
 
+    def inline_derived(self, graph: Graph, args: Sequence[Expr]) -> list[Expr]:
+        return self.inline(graph, args)
+
     def _run(self, node: Node, inputs: Sequence[Value]) -> tuple[Value, ...]:
         operands = []
         for v in inputs:

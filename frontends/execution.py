@@ -18,7 +18,7 @@ from retrograde.compiler.passes.cross_entropy import chunked
 from retrograde.compiler.pipeline import CompiledRecipe, Options, compile_graph
 from retrograde.compiler.plan.decided import Decided
 from retrograde.runtime.blas_threads import limited
-from retrograde.runtime.device import default_name, get_device
+from retrograde.runtime.device import Device, default_name, get_device
 from retrograde.runtime.executable import Executable
 from retrograde.specs import size_of
 
@@ -33,11 +33,16 @@ class Runnable:
     """A compiled graph on a device."""
 
     def __init__(
-        self, executable: Executable, recipes: Sequence[CompiledRecipe], threads: int | None
+        self,
+        executable: Executable,
+        recipes: Sequence[CompiledRecipe],
+        threads: int | None,
+        options: Options,
     ) -> None:
         self.executable = executable
         self.recipes = recipes
         self.threads = threads
+        self.options = options  # what it was compiled with
 
     @property
     def ladder(self) -> list[Mapping[str, Graph]]:
@@ -58,7 +63,7 @@ class Runnable:
 
     def clone(self) -> Runnable:
         """Another one with memory, and a copy of the state, of its own."""
-        return Runnable(self.executable.clone(), self.recipes, self.threads)
+        return Runnable(self.executable.clone(), self.recipes, self.threads, self.options)
 
 
 def runnable(
@@ -78,13 +83,19 @@ def runnable(
     backend = checked_backend(backend)
     threads = checked_threads(threads)
     device = get_device(backend, threads, blas)
-    native = device.name == "native"
-    options = Options.from_environment(
-        at, budget, native, device.threads if native else 1, device.blas
-    )
+    options = options_for(device, at, budget)
     compiled = compile_graph(graph, options, decided)
     executable = Executable(compiled.program, device, poison=options.poison)
-    return Runnable(executable, compiled.recipes, threads)
+    return Runnable(executable, compiled.recipes, threads, options)
+
+
+def options_for(
+    device: Device, at: Mapping[str, int] | None = None, budget: int | None = None
+) -> Options:
+    """How graphs are compiled for a device."""
+    native = device.name == "native"
+    threads = device.threads if native else 1
+    return Options.from_environment(at, budget, native, threads, device.blas)
 
 
 def checked_backend(backend: str) -> str:

@@ -7,9 +7,9 @@ loops, went by).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from retrograde.compiler.codegen.kernel_file import shown
 from retrograde.compiler.errors import BudgetError, DataError, ShapeError, UnsupportedError
@@ -22,6 +22,10 @@ from retrograde.compiler.ir.location import where
 from retrograde.compiler.program import MemoryPlan, Peak, Program
 from retrograde.execution import Runnable, in_bytes
 from retrograde.specs import size_of
+
+if TYPE_CHECKING:
+    from retrograde.certificates.certificate import Certificate
+    from retrograde.certificates.subject import Subject
 
 _FARTHEST = 2**40
 
@@ -149,9 +153,38 @@ class Explained:
             )
         return text
 
-    def certify(self) -> NoReturn:
-        """Not in this release."""
-        raise UnsupportedError(f"{where()}certify() is not in this release")
+    def certify(
+        self,
+        *args: Any,
+        sizes: Sequence[Mapping[str, int]] | None = None,
+        directions: int = 2,
+        devices: str | Sequence[str] | None = None,
+        recipes: bool = True,
+        trust_custom: bool = False,
+        seed: int = 0,
+        **batch: Any,
+    ) -> Certificate:
+        """Compares the program with what was traced, and tells which part is at fault if any is.
+
+        Gradients are compared with finite differences in float64, in random `directions`; the graph
+        after every pass, in float64, with the traced graph; then the memory plan, and the programs:
+        this one and others made of the same graph, fused and not, on `devices` (its own and "numpy"
+        if not given), with `recipes` on "numpy" with each that a budget may choose.  At random
+        inputs of small `sizes`, [{"B": 3, "T": 5}], or on the arguments (of a training step: the
+        batch) that are given.  A gradient of `custom_vjp` that is not the derivative of its
+        function is a fault; with `trust_custom` it is taken as declared.  Nothing is changed by it,
+        the state of a training step neither.
+
+        Raises nothing where the program is wrong: see `Certificate.ok`, `.blame`, `.check()`.
+        Raises DataError where no inputs are found that the function takes: give some then."""
+        from retrograde.certificates.check import certificate  # few programs are certified
+
+        subject = self._subject(args, batch)
+        return certificate(subject, sizes, directions, devices, trust_custom, seed, recipes)
+
+    def _subject(self, args: tuple[Any, ...], batch: Mapping[str, Any]) -> Subject:
+        """What is certified, with the examples given for it."""
+        raise NotImplementedError
 
     def _sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         given = {**self._at, **sizes}

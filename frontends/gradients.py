@@ -134,7 +134,7 @@ def differentiated(
     traced = trace_inner(name, sources, labels, call)
     backward = Backward((0,), tuple(range(len(leaves))))(traced.graph)
     seed = required().constant(1.0, traced.graph.outputs[0].dtype)
-    results = required().inline(backward, [*sources, *traced.captured, seed])
+    results = required().inline_derived(backward, [*sources, *traced.captured, seed])
     n = len(traced.graph.outputs)
     value, aux = traced.returned(results[:n])
     for gradient, x in zip(results[n:], sources, strict=True):
@@ -230,6 +230,7 @@ def _vjp(fn: Function, args: Sequence[Any]) -> tuple[Any, Pullback]:
         structure,
         tuple(sources[k][0] for k in wrt),
     )
+    pullback.claim([results[i].value for i in of], [exprs[k].value for k in wrt])
     assert len(crossing) == len(pullback.residuals)
     return out, pullback
 

@@ -16,7 +16,7 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,9 @@ from retrograde.tracing import (
     trace_root,
 )
 
+if TYPE_CHECKING:
+    from retrograde.certificates.certificate import Certificate
+
 Array = npt.NDArray[Any]
 Shapes = Sequence[tuple[int, ...]]
 
@@ -54,7 +57,7 @@ def jit(fn: Callable[..., Any]) -> Callable[..., Any]:
     Arrays and Python floats are traced; integers, booleans, strings and other hashable objects
     are part of the signature.  Arrays that `fn` reads from its closure or globals are read at each
     call, and a setting found there that has changed has it traced anew.  Inside of a trace it is
-    `fn` itself."""
+    `fn` itself.  `jit(fn).certify(*args)` certifies the program for these arguments, on them."""
 
     @functools.wraps(fn)
     def jitted(*args: Any, **kwargs: Any) -> Any:
@@ -63,6 +66,10 @@ def jit(fn: Callable[..., Any]) -> Callable[..., Any]:
             return fn(*args, **kwargs)
         return shared_jit(fn, ("jit",), fn)(*args, **kwargs)
 
+    def certify(*args: Any, **kwargs: Any) -> Certificate:
+        return shared_jit(fn, ("jit",), fn).certify(*args, **kwargs)
+
+    jitted.certify = certify  # type: ignore[attr-defined]
     return jitted
 
 
@@ -194,12 +201,27 @@ class Jit:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self._bound(args, kwargs)
         with self._lock:
-            traced = set(call.traced)
-            objects = [x for i, x in enumerate(call.leaves) if i not in traced]
-            now = snapshot(self.__wrapped__, [*self._others, *objects])
-            program, arrays, sizes = self._program(call, now)
+            program, arrays, sizes = self._program(call, self._snapshot(call))
         outputs = program.runnable.run([*call.arrays, *arrays], sizes)
         return tree.unflatten(program.traced.structure, outputs)
+
+    def certify(self, *args: Any, **kwargs: Any) -> Certificate:
+        """The certificate of the program for these arguments, at these arguments."""
+        from retrograde.certificates.check import certificate
+        from retrograde.certificates.subject import Subject
+
+        call = self._bound(args, kwargs)
+        with self._lock:
+            program, captured, sizes = self._program(call, self._snapshot(call))
+        held = dict(enumerate(captured, len(call.arrays)))
+        graph, run = program.traced.graph, program.runnable
+        subject = Subject(graph, run, held, (), call.arrays, sizes)
+        return certificate(subject, None, 2, None, False, 0)
+
+    def _snapshot(self, call: _Call) -> Snapshot:
+        traced = set(call.traced)
+        objects = [x for i, x in enumerate(call.leaves) if i not in traced]
+        return snapshot(self.__wrapped__, [*self._others, *objects])
 
     def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Call:
         leaves, structure = tree.flatten((args, dict(kwargs)))

@@ -9,10 +9,10 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retrograde import structures, version
-from retrograde.compiled import Compiled
+from retrograde.compiled import Compiled, no_names
 from retrograde.compiler.errors import CheckpointError, DataError, DeviceError
 from retrograde.compiler.ir.graph import Graph, TensorType
 from retrograde.compiler.plan.decided import Decided
@@ -22,6 +22,9 @@ from retrograde.runtime import archive
 from retrograde.saving import CODE, DATA, FORMAT, STEP, VERSION
 from retrograde.signature import Signature
 from retrograde.traces import checked_at
+
+if TYPE_CHECKING:
+    from retrograde.certificates.subject import Subject
 
 
 def load_function(
@@ -80,6 +83,17 @@ class Loaded(Compiled):
 
     def _saved(self) -> tuple[Signature, Graph, Sequence[Array], Runnable]:
         return self._signature, self._graph, self._captured, self._run
+
+    def _subject(self, args: tuple[Any, ...], batch: Mapping[str, Any]) -> Subject:
+        from retrograde.certificates.subject import Subject
+
+        no_names(batch)
+        count = len(self._signature.types)
+        held = {count + i: x for i, x in enumerate(self._captured)}
+        if not args:
+            return Subject(self._graph, self._run, held)
+        arrays = self._signature.arrays(args)
+        return Subject(self._graph, self._run, held, (), arrays, self._signature.sizes(arrays))
 
     def _inputs(self) -> tuple[str, Sequence[str], Sequence[TensorType]]:
         return self._graph.name, self._signature.names, self._signature.types

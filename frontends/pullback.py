@@ -20,7 +20,7 @@ from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.binding import bind_sizes
 from retrograde.compiler.ir.builder import required
 from retrograde.compiler.ir.expr import Expr, cast, zeros
-from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value, same_type
+from retrograde.compiler.ir.graph import Derivative, Graph, Node, TensorType, Value, same_type
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.passes.dce import has_effect
@@ -105,6 +105,10 @@ class Pullback:
     arguments: tree.TreeDef
     wrt: tuple[int, ...]  # the arguments' leaves that get them
 
+    def claim(self, of: Sequence[Value], wrt: Sequence[Value]) -> None:
+        """Notes for the trace at work which of its values this is the derivative of."""
+        object.__setattr__(self, "_claimed", (required(), tuple(of), tuple(wrt)))
+
     def __call__(self, cotangents: Any) -> Any:
         what = f"{where()}the cotangents are not of the structure of the result"
         leaves = tree.aligned(self.result, cotangents, what)
@@ -129,7 +133,13 @@ class Pullback:
                     f"arrays of {v.type}: call rg.vjp inside of it"
                 )
         seeds = [self._seed(x, t) for x, t in zip(cotangents, self._seed_types, strict=True)]
-        return list(required().inline(self.graph, [*residuals, *seeds]))
+        builder = required()
+        pulled = builder.inline(self.graph, [*residuals, *seeds])
+        traced, of, wrt = getattr(self, "_claimed", (None, (), ()))
+        if traced is builder:
+            given, found = (tuple(x.value for x in part) for part in (seeds, pulled))
+            builder.derivatives.append(Derivative(of, given, wrt, found))
+        return list(pulled)
 
     def _seed(self, x: Any, type: Any) -> Expr:
         if x is None:

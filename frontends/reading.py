@@ -24,7 +24,7 @@ from retrograde.compiler.errors import (
     RetrogradeError,
 )
 from retrograde.compiler.ir import parse
-from retrograde.compiler.ir.graph import Graph
+from retrograde.compiler.ir.graph import Derivative, Graph, same_type
 from retrograde.compiler.ir.verify import verify
 from retrograde.compiler.plan.decided import Decided
 from retrograde.execution import BACKENDS, Array, Runnable, checked_backend
@@ -50,6 +50,7 @@ def unpacked(
         program, plan = _read_json(path, parts, PROGRAM), _read_json(path, parts, PLAN)
         graph = parse(_text(path, parts, GRAPH))
         verify(graph, made_by="the file")
+        graph = graph.replace(derivatives=_derivatives(program, graph))
         options = _options(program)
         captured = _restored(path, parts.get(ARRAYS), graph, program["inputs"])
         decided = _decided(plan)
@@ -137,6 +138,21 @@ def _restored(path: Path, data: bytes | None, graph: Graph, count: int) -> list[
     if found:
         raise CheckpointError(f"{path}: damaged, it has more arrays than its graph takes")
     return arrays
+
+
+def _derivatives(program: Any, graph: Graph) -> tuple[Derivative, ...]:
+    """What a file says of derivatives; older ones say nothing."""
+    values = list(graph.values())
+    found = []
+    for parts in program.get("derivatives", ()):
+        if any(type(i) is not int or not 0 <= i < len(values) for part in parts for i in part):
+            raise DataError("a derivative is of values that there are not")
+        of, seeds, wrt, results = (tuple(values[i] for i in part) for part in parts)
+        pairs = [*zip(of, seeds, strict=True), *zip(wrt, results, strict=True)]
+        if not all(same_type(a.type, b.type) and a.dtype.is_float for a, b in pairs):
+            raise DataError("a derivative is not of the type of its value")
+        found.append(Derivative(of, seeds, wrt, results))
+    return tuple(found)
 
 
 def _decided(plan: Any) -> list[Decided]:

@@ -105,11 +105,21 @@ def packed(
     if parse(text).text() != text:
         raise UnsupportedError(f"{where()}the graph of {graph.name} cannot be written as text")
     plan = [asdict(made.decided()) for made in run.recipes]
-    about = {**program, "planned": circumstances(run)}
+    about = {**program, "derivatives": _derivatives(graph), "planned": circumstances(run)}
     parts = {PROGRAM: _json(about), GRAPH: text.encode(), PLAN: _json(plan)}
     if captured:
         parts[ARRAYS] = _stored(captured)
     return parts
+
+
+def _derivatives(graph: Graph) -> list[list[list[int]]]:
+    """What is known of derivatives, by the places of their values in the text; the rules that led
+    to them are Python, and are not saved."""
+    places = {v: i for i, v in enumerate(graph.values())}
+    return [
+        [[places[v] for v in values] for values in (d.of, d.seeds, d.wrt, d.results)]
+        for d in graph.derivatives
+    ]
 
 
 def _json(x: Any) -> bytes:

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,6 +46,9 @@ from retrograde.traces import as_array, checked_at
 from retrograde.training_graph import KEY, KEY_TYPE, TracedStep, check_loss, trace_step
 from retrograde.training_parts import model_leaf, parameter_names, state_names, step_parts
 from retrograde.truncation import checked_truncation
+
+if TYPE_CHECKING:
+    from retrograde.certificates.subject import Subject
 
 MODEL, OPTIMIZER, STEP = "model", "optimizer", "step"
 
@@ -170,6 +173,18 @@ class TrainStep(Diagnosed, Explained):
                 self._last = sizes
         names = self._traced.metrics
         return {name: float(x) for name, x in zip(names, results, strict=True)}
+
+    def _subject(self, args: tuple[Any, ...], batch: Mapping[str, Any]) -> Subject:
+        from retrograde.certificates.subject import of_step
+
+        if args:
+            raise DataError(f"{where()}certify() of a step takes a batch: certify(**batch)")
+        examples = self._batch(batch) if batch else None
+        sizes = {} if examples is None else self._sizes_of(examples)
+        with self._lock:
+            rest = [*self._fixed, *self._now()]  # which may trace anew: first of all
+            first = [*self._run.executable.state(), self._key]
+            return of_step(self._parts, self._traced, self._run, first, rest, examples, sizes)
 
     def _batch(self, batch: Mapping[str, Any]) -> list[Array]:
         """The arrays of a batch, in order, checked against the specs."""

@@ -21,7 +21,7 @@ from retrograde.compiler.errors import (
 )
 from retrograde.compiler.ir import dtypes, registry
 from retrograde.compiler.ir.dtypes import DType
-from retrograde.compiler.ir.graph import PRIMAL, Graph, Node, Origin, TensorType, Value
+from retrograde.compiler.ir.graph import PRIMAL, Derivative, Graph, Node, Origin, TensorType, Value
 from retrograde.compiler.ir.location import Loc, caller, current_scope, where
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Builder:
         self.nodes: list[Node] = []
         self.inputs: list[Value] = []
         self.input_names: list[str] = []
+        self.derivatives: list[Derivative] = []  # what is known of the graph's values
         self.captured: list[Any] = []  # expressions of outer builders; arrays at the root
         self._lifted: dict[Any, Expr] = {}
         self._constants: dict[tuple[str, DType], Expr] = {}
@@ -205,6 +206,15 @@ class Builder:
             )
         return [self.wrap(mapping[v], self) for v in graph.outputs]
 
+    def inline_derived(self, graph: Graph, args: Sequence[Expr]) -> list[Expr]:
+        """`inline`, which notes what the graph knows of its derivatives for the one being built."""
+        spoken = tuple(dict.fromkeys(v for d in graph.derivatives for v in d.values()))
+        count = len(graph.outputs)
+        results = self.inline(graph.replace(outputs=(*graph.outputs, *spoken)), args)
+        names = {v: e.value for v, e in zip(spoken, results[count:], strict=True)}
+        self.derivatives.extend(d.renamed(names) for d in graph.derivatives)
+        return results[:count]
+
     def finish(
         self,
         outputs: Sequence[Value],
@@ -220,6 +230,7 @@ class Builder:
             tuple(self.input_names),
             tuple(output_names),
             tuple(aliases),
+            tuple(self.derivatives),
         )
 
 

@@ -135,11 +135,71 @@ class Node:
 
 
 @dataclass(frozen=True, eq=False)
+class Rule:
+    """One use of a gradient rule: that of `node`, which reads `inputs` and makes `outputs` in the
+    graph, and what it adds to the cotangent of each input (None: nothing)."""
+
+    node: Node
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    parts: tuple[Value | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Derivative:
+    """What a backward pass claims of values in its graph: `results` are the derivatives, by the
+    values `wrt`, of the products of `of` and `seeds` summed up.
+
+    `rules` are the gradient rules in the order of their use, `totals` pairs a value with its
+    cotangent.  `function` makes `of` of `given`: it is what was differentiated, as it was before.
+    """
+
+    of: tuple[Value, ...]
+    seeds: tuple[Value, ...]
+    wrt: tuple[Value, ...]
+    results: tuple[Value, ...]
+    rules: tuple[Rule, ...] = ()
+    totals: tuple[tuple[Value, Value], ...] = ()
+    function: Graph | None = None
+    given: tuple[Value, ...] = ()
+
+    def values(self) -> tuple[Value, ...]:
+        """All values it speaks of, each once."""
+        found = dict.fromkeys((*self.of, *self.seeds, *self.wrt, *self.results, *self.given))
+        for rule in self.rules:
+            found.update(dict.fromkeys((*rule.inputs, *rule.outputs)))
+            found.update(dict.fromkeys(v for v in rule.parts if v is not None))
+        for pair in self.totals:
+            found.update(dict.fromkeys(pair))
+        return tuple(found)
+
+    def renamed(self, names: Mapping[Value, Value]) -> Derivative:
+        """The same of other values."""
+
+        def new(values: Iterable[Value]) -> tuple[Value, ...]:
+            return tuple(names.get(v, v) for v in values)
+
+        rules = tuple(
+            Rule(
+                rule.node, new(rule.inputs), new(rule.outputs),
+                tuple(None if v is None else names.get(v, v) for v in rule.parts),
+            )
+            for rule in self.rules
+        )  # fmt: skip
+        totals = tuple((names.get(v, v), names.get(g, g)) for v, g in self.totals)
+        return Derivative(
+            new(self.of), new(self.seeds), new(self.wrt), new(self.results), rules, totals,
+            self.function, new(self.given),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
 class Graph:
     """A function: typed inputs, nodes in an order that defines before it uses, outputs.
 
     `aliases` holds (output index, input index) pairs: that output replaces that donated input.
     `input_names` and `output_names` are the user's names (tree paths), for people and plans.
+    `derivatives`: the gradients in a graph as it was traced; passes leave them behind.
     """
 
     name: str
@@ -149,6 +209,7 @@ class Graph:
     input_names: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()
     aliases: tuple[tuple[int, int], ...] = ()
+    derivatives: tuple[Derivative, ...] = ()
 
     def replace(self, **changes: Any) -> Graph:
         """A copy with some fields changed."""

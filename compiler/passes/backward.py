@@ -18,7 +18,16 @@ from typing import Any
 from retrograde.compiler.errors import UnsupportedError, VerifyError
 from retrograde.compiler.ir.builder import Builder
 from retrograde.compiler.ir.expr import Expr, cast, zeros
-from retrograde.compiler.ir.graph import Graph, Node, Origin, TensorType, Value, same_type
+from retrograde.compiler.ir.graph import (
+    Derivative,
+    Graph,
+    Node,
+    Origin,
+    Rule,
+    TensorType,
+    Value,
+    same_type,
+)
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.op import VjpContext, unbroadcast
 from retrograde.compiler.ir.registry import Kind, NotDifferentiable
@@ -38,6 +47,7 @@ class Backward:
     in_loop: bool = False  # what is differentiated is the body of a loop
 
     def __call__(self, graph: Graph) -> Graph:
+        given = graph
         if not self.in_loop:
             graph = chunked_if_asked(graph)
         graph = without_shift_gradients(tiled_if_asked(graph))
@@ -58,7 +68,27 @@ class Backward:
         outputs = tuple(trail.primal(v) for v in graph.outputs)
         names = graph.output_names or tuple(f"out{i}" for i in range(len(outputs)))
         gradient_names = [f"d {builder.input_names[i] or i}" for i in self.wrt]
-        return builder.finish([*outputs, *cotangents], [*names, *gradient_names])
+        made = builder.finish([*outputs, *cotangents], [*names, *gradient_names])
+        own = Derivative(
+            tuple(outputs[i] for i in self.of),
+            tuple(s.value for s in seeds),
+            tuple(graph.inputs[i] for i in self.wrt),
+            tuple(cotangents),
+            tuple(trail.rules),
+            tuple(trail.totals.items()),
+            given.replace(outputs=tuple(given.outputs[i] for i in self.of), derivatives=()),
+            given.inputs,
+        )
+        return made.replace(derivatives=(*_inner(given, trail, made), own))
+
+
+def _inner(given: Graph, trail: _Trail, made: Graph) -> list[Derivative]:
+    """What was known of derivatives in the graph that is differentiated, where it still holds."""
+    if not given.derivatives:
+        return []
+    known = set(made.values())
+    found = [d.renamed(trail.renamed) for d in given.derivatives]
+    return [d for d in found if known.issuperset(d.values())]
 
 
 def _depends_on(graph: Graph, sources: Iterable[Value]) -> set[Value]:
@@ -82,6 +112,8 @@ class _Trail:
         self.parts: dict[Value, list[Expr]] = {}
         self.residuals: dict[Node, tuple[Any, ...]] = {}
         self.renamed: dict[Value, Value] = {}  # outputs of augmented nodes
+        self.rules: list[Rule] = []
+        self.totals: dict[Value, Value] = {}  # cotangents
 
     def primal(self, v: Value) -> Value:
         return self.renamed.get(v, v)
@@ -131,9 +163,16 @@ class _Trail:
                     f"the gradient of {node.op.name} returns {len(results)} cotangents for "
                     f"{len(node.inputs)} inputs"
                 )
+            added: list[Value | None] = []
             for v, need, part in zip(node.inputs, needs, results, strict=True):
-                if need and part is not None:
-                    self.parts.setdefault(v, []).append(_fit(part, v.type, node))
+                if not need or part is None:
+                    added.append(None)
+                    continue
+                fitting = _fit(part, v.type, node)
+                self.parts.setdefault(v, []).append(fitting)
+                added.append(fitting.value)
+            inputs, outputs = (tuple(map(self.primal, vs)) for vs in (node.inputs, node.outputs))
+            self.rules.append(Rule(node, inputs, outputs, tuple(added)))
 
     def _context(self, node: Node, outputs: Sequence[Value]) -> VjpContext:
         in_loop = self.in_loop or node.op.name == "scan"
@@ -155,6 +194,7 @@ class _Trail:
         for part in parts[1:]:
             total = total + part
         self.parts[v] = [total]
+        self.totals[self.primal(v)] = total.value
         return total
 
     def result(self, v: Value) -> Expr:

@@ -47,7 +47,7 @@ class Group:
             nodes = tuple(self._contract(graph, clusters))
         return Grouped(
             graph.name, graph.inputs, nodes, graph.outputs, graph.input_names, graph.output_names,
-            graph.aliases, kept,
+            graph.aliases, refusals=kept,
         )  # fmt: skip
 
     def _one_step(self, c: Cluster) -> bool:

@@ -139,6 +139,20 @@ def plan(recipe: str, **options: Any) -> None:
 
 @cli.command()
 @click.argument("recipe")
+@settings_options
+@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="Certify at this size: B=2.")
+@click.option("--directions", default=2, show_default=True, help="For gradients, at random.")
+@click.option("--seed", "draws", default=0, show_default=True, help="Of numbers and directions.")
+def certify(recipe: str, **options: Any) -> None:
+    """Compare the training step of RECIPE with what was traced."""
+    from retrograde.cli.explanation import show_certificate
+
+    if not show_certificate(recipe, **options):
+        raise SystemExit(1)
+
+
+@cli.command()
+@click.argument("recipe")
 @click.argument("output")
 @settings_options
 @click.option("--stage", default="trace", show_default=True, help="trace, or after one pass.")

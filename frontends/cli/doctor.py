@@ -14,7 +14,7 @@ from pathlib import Path
 _LIBRARIES = ("numpy", "scipy", "ml_dtypes", "optree", "safetensors", "networkx", "graphviz")
 _VARIABLES = (
     "VERIFY", "DUMP", "POISON", "NO_REUSE", "THREADS", "CC", "CACHE_DIR", "CACHE_MB", "CONFIG",
-    "BACKEND", "BLAS",
+    "BACKEND", "BLAS", "WITHOUT", "STOP_AFTER",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`retrograde compile`, `plan`, `inspect`: a recipe -> what its training step is and needs."""
+"""`retrograde compile`, `plan`, `certify`, `inspect`: a recipe -> what its step is and needs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,18 @@ def show_report(
     if output is not None:
         step.save(output, program=True)
         click.echo(f"\nsaved in {output}: rg.load({output!r}) gives the step")
+
+
+def show_certificate(
+    recipe: str, *, pairs: tuple[str, ...], config: str | None, data: str | None,
+    sizes: tuple[str, ...], directions: int, draws: int,
+) -> bool:  # fmt: skip
+    """Prints the certificate; whether it is ok."""
+    step = _compiled(recipe, pairs, config, data)
+    at = [_sizes(sizes)] if sizes else None
+    found = step.certify(sizes=at, directions=directions, seed=draws)
+    click.echo(str(found))
+    return bool(found.ok)
 
 
 def draw(

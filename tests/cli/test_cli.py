@@ -19,6 +19,7 @@ import pytest
 from click.testing import Result
 
 import retrograde as rg
+from retrograde.compiler.ir.registry import lookup
 from retrograde.runtime.native import toolchain
 from retrograde.runtime.training import checkpoint
 
@@ -361,6 +362,24 @@ def test_plan_is_a_table_of_the_peaks(run: Run, text: Path) -> None:
     longer = run(*base, "--set", "length=96", "-T", "65,96").output
     assert longer.splitlines()[-8].split() == ["T=65", "T=96"]
     assert "no whole number" in run(*base, "-B", "x", code=2).stderr
+
+
+def test_certify_tells_and_has_a_status(
+    run: Run, text: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETROGRADE_BACKEND", "numpy")
+    base = ["certify", "char-gpt", "--data", text, *SMALL, "--size", "B=2", "--size", "T=3"]
+    before = contents(here)
+    out = run(*base, "--directions", 1).output
+    assert out.startswith("train_loss: certified") and "B=2, T=3" in out
+    assert contents(here) == before
+    product = lookup("dot_general")
+    rule: Any = product.vjp
+    monkeypatch.setitem(
+        vars(product), "vjp", lambda ctx, g: [p if p is None else p * 1.5 for p in rule(ctx, g)]
+    )
+    out = run(*base, code=1).output
+    assert "NOT certified" in out and "at fault: gradient of dot_general" in out
 
 
 def test_inspect_draws(run: Run, text: Path, here: Path) -> None:

@@ -298,9 +298,6 @@ def test_what_is_not_built_says_so() -> None:
         rg.compile(lambda x: x, x, backend="gpu")
     with pytest.raises(ShapeError, match=r"no size 'T'; there are B"):
         rg.compile(lambda x: x, x, at={"T": 3})
-    c = rg.compile(lambda x: x, x)
-    with pytest.raises(UnsupportedError, match="not in this release"):
-        c.certify()
 
 
 def test_threads_are_limited_while_it_runs() -> None:

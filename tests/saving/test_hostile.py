@@ -5,6 +5,7 @@ as somebody would who means it."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -176,7 +177,7 @@ def test_odd_values_in_descriptions(name: str, part: str, tmp_path: Path) -> Non
         data = json.loads(parts_of(name)[part])
         for _ in range(rng.choice((1, 1, 3))):
             holder, key = rng.choice(list(places(data)))
-            holder[key] = rng.choice(ODD)
+            holder[key] = copy.deepcopy(rng.choice(ODD))  # the next may go into it
         harmless(tmp_path / "p", {**parts_of(name), part: json.dumps(data).encode()})
 
 
