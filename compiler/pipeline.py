@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import retrograde.compiler.ops  # noqa: F401  # declares the ops
-from retrograde.compiler.codegen.native import print_native
 from retrograde.compiler.codegen.numpy import print_schedule
 from retrograde.compiler.errors import DataError
 from retrograde.compiler.ir import dims
@@ -346,6 +345,9 @@ def _printed(
     parts = (planned.schedule, planned.liveness, planned.places, symbols, options.poison)
     if not options.native:
         return print_schedule(*parts), ()
+    # A third of the time that importing the package would take.
+    from retrograde.compiler.codegen.native import print_native
+
     text = print_native(*parts)
     return text.source, text.kernels
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+import retrograde.compiler.ops  # noqa: F401  # declares the ops
 from retrograde.compiler.errors import DataError, DeviceError, UnsupportedError
 from retrograde.compiler.ir.dims import Symbol
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.passes.attention import tiled
 from retrograde.compiler.passes.cross_entropy import chunked
-from retrograde.compiler.pipeline import CompiledRecipe, Options, compile_graph
 from retrograde.compiler.plan.decided import Decided
 from retrograde.runtime.blas_threads import limited
 from retrograde.runtime.device import Device, default_name, get_device
 from retrograde.runtime.executable import Executable
 from retrograde.specs import size_of
+
+if TYPE_CHECKING:
+    from retrograde.compiler.pipeline import CompiledRecipe, Options
 
 Array = npt.NDArray[Any]
 
@@ -84,6 +87,8 @@ def runnable(
     threads = checked_threads(threads)
     device = get_device(backend, threads, blas)
     options = options_for(device, at, budget)
+    from retrograde.compiler.pipeline import compile_graph  # takes long; nothing is compiled yet
+
     compiled = compile_graph(graph, options, decided)
     executable = Executable(compiled.program, device, poison=options.poison)
     return Runnable(executable, compiled.recipes, threads, options)
@@ -93,6 +98,8 @@ def options_for(
     device: Device, at: Mapping[str, int] | None = None, budget: int | None = None
 ) -> Options:
     """How graphs are compiled for a device."""
+    from retrograde.compiler.pipeline import Options
+
     native = device.name == "native"
     threads = device.threads if native else 1
     return Options.from_environment(at, budget, native, threads, device.blas)

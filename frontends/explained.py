@@ -11,12 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrograde.compiler.codegen.kernel_file import shown
 from retrograde.compiler.errors import BudgetError, DataError, ShapeError, UnsupportedError
-from retrograde.compiler.inspect.dot import to_dot
-from retrograde.compiler.inspect.report import report
-from retrograde.compiler.inspect.svg import to_svg
-from retrograde.compiler.inspect.traffic import Traffic, traffic
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.program import MemoryPlan, Peak, Program
@@ -26,6 +21,7 @@ from retrograde.specs import size_of
 if TYPE_CHECKING:
     from retrograde.certificates.certificate import Certificate
     from retrograde.certificates.subject import Subject
+    from retrograde.compiler.inspect.traffic import Traffic
 
 _FARTHEST = 2**40
 
@@ -93,6 +89,8 @@ class Explained:
         """What the compiler made of the function, and the memory at these sizes (or `at`).
 
         After a run over a ragged batch, also how many operations that run left out."""
+        from retrograde.compiler.inspect.report import report  # what few programs are asked for
+
         run, program = self._runnable(), self._program
         given = {**self._at, **sizes}
         complete = all(s.name in given for s in program.symbols)
@@ -109,6 +107,8 @@ class Explained:
         `unfused` if every op were a step of its own."""
         run, plan = self._runnable(), self.plan(**sizes)
         graph = run.ladder[self._program.choose(plan.sizes).index]["order"]
+        from retrograde.compiler.inspect.traffic import traffic
+
         return traffic(graph).at({**plan.sizes, **plan.plan_sizes})
 
     def ir(self, stage: str = "trace") -> Graph:
@@ -123,11 +123,16 @@ class Explained:
         recipe = self._program.recipes[0]
         if not recipe.kernels:
             return recipe.source
+        from retrograde.compiler.codegen.kernel_file import shown
+
         return f"{recipe.source}\n{shown(recipe.kernels)}"
 
     def inspect(self, path: str | os.PathLike[str], stage: str = "trace") -> None:
         """Draws the graph of a stage into `path`: an .svg picture, or .dot for graphviz."""
         kind = Path(path).suffix
+        from retrograde.compiler.inspect.dot import to_dot
+        from retrograde.compiler.inspect.svg import to_svg
+
         drawings = {".svg": to_svg, ".dot": to_dot}
         if kind not in drawings:
             raise UnsupportedError(f"{where()}cannot draw {str(path)!r}: use .svg or .dot")
