@@ -47,7 +47,7 @@ def compile(
     `at` names the sizes that the plan is made for, {"B": 32, "T": 256}; the program runs at every
     size.  `backend`: "auto" or "numpy" (CPU), "cupy" (GPU).  `threads`: for matrix products.
     `budget`: the most bytes of the arena at any size, as a number or "64MiB"; what does not fit
-    is computed again instead of being kept (so far: loops over time and their gradients).
+    is computed again instead of being kept.
     BudgetError where even that does not fit, at the sizes of `at` now and at others when called.
     `precision` is not in this release (UnsupportedError)."""
     refuse_unbuilt(precision)

@@ -76,7 +76,7 @@ def compile_training(
     trained.  `clip_norm` bounds the norm of all gradients together; `seed` is that of dropout; `at`
     names the sizes that the plan is made for.  `budget`: the most bytes that a step may take at any
     size, parameters and optimizer included, as a number or "64MiB"; what does not fit is computed
-    again instead of being kept (so far: loops over time).  Raises BudgetError where that is not
+    again instead of being kept.  Raises BudgetError where that is not
     enough, at the sizes of `at` now and at others when a step runs.  `truncate` of K: gradients go
     back through loops over time for runs of K steps only; the carries go on (see `scan`).
     `precision` and `accumulate` above 1 are not in this release (UnsupportedError)."""
