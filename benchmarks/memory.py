@@ -46,8 +46,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, value in (("length", 256), ("batch", 8), ("width", 384), ("heads", 6), ("layers", 6)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--beyond", type=int, action="append", help="a budget in MB; repeatable")
-    parser.add_argument("--compiled", type=float, action="append", default=[], metavar="BUDGET",
-                        help="torch.compile with this activation_memory_budget; repeatable")  # fmt: skip
+    parser.add_argument(
+        "--compiled", type=float, action="append", default=[], metavar="BUDGET",
+        help="torch.compile with this activation_memory_budget; repeatable",
+    )  # fmt: skip
     parser.add_argument("--only", action="append", help="how names begin; repeatable")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
@@ -117,7 +119,7 @@ def measured(
 def table(title: str, memories: Sequence[Memory], timings: Sequence[Timing]) -> Table:
     made = Table(title=title)
     made.add_column("step")
-    for heading in ("planned MB", "allocated MB", "measured MB", "median ms", "best ms", "time ratio"):
+    for heading in ("planned MB", "allocated MB", "measured MB", "median ms", "best ms", "ratio"):
         made.add_column(heading, justify="right")
     for memory, timing in zip(memories, timings, strict=True):
         made.add_row(

@@ -49,6 +49,7 @@ from retrograde.compiler.plan.recomputing import Recomputing
 from retrograde.compiler.plan.schedule import Order
 from retrograde.compiler.program import Program
 
+GAP = 256  # bytes of a red zone: a few of the widest vectors
 REFERENCE_SIZE = 64  # what a symbol counts as where `at` does not tell
 
 ALGEBRA: tuple[Stage, ...] = (
@@ -86,7 +87,8 @@ class Options:
     `native` compiles kernels, of which `threads` may run at once; `blas` are the dtypes whose
     products a BLAS computes there; `heads` computes the loss of wide
     heads without their logits (what is differentiated: under `chunked()` of passes.cross_entropy);
-    `reuse=False` gives every buffer its own place: two ways to find faults of the plan."""
+    `reuse=False` gives every buffer its own place, `red_zones` also gaps around it, in which a run
+    may write nothing: ways to find faults of the plan and of kernels."""
 
     at: Mapping[str, int] = field(default_factory=dict)
     budget: int | None = None
@@ -96,6 +98,7 @@ class Options:
     blas: tuple[str, ...] = ()
     poison: bool = False
     reuse: bool = True
+    red_zones: bool = False
     verify: bool = False
     dump: str | None = None
 
@@ -117,7 +120,8 @@ class Options:
             threads=threads,
             blas=blas,
             poison=_flag("POISON"),
-            reuse=not _flag("NO_REUSE"),
+            reuse=not (_flag("NO_REUSE") or _flag("RED_ZONES")),
+            red_zones=_flag("RED_ZONES"),
             verify=_flag("VERIFY"),
             dump=os.environ.get("RETROGRADE_DUMP") or None,
         )
@@ -263,6 +267,7 @@ def _recipes(
     everything = (*symbols, *(dims.symbols(dims.dim(s))[0] for s in own))
     names = [s.name for s in everything]
     native = NativeProgram() if options.native else None
+    reuse = options.reuse and not options.red_zones
     made: list[CompiledRecipe] = []
     lowest = 0
     for name, again in _ways(rung.name, graph, group, sizes, options):
@@ -275,7 +280,7 @@ def _recipes(
         last |= _staged(last[BEFORE_ORDER], (("order", order),), options)
         ordered = last["order"]
         planned = plan_program(
-            ordered, sizes, options.reuse, options.threads, options.native, given, options.blas
+            ordered, sizes, reuse, options.threads, options.native, given, options.blas
         )
         height = planned.placement.height
         if made and height >= lowest:
@@ -284,7 +289,8 @@ def _recipes(
         recipe = Recipe(
             name, everything, planned.buffers, planned.orientation,
             _printed(planned, names, native, options), (),
-            graph_cost(ordered), rung.slower, loops, runs, limits, options.reuse,
+            graph_cost(ordered), rung.slower, loops, runs, limits, reuse,
+            GAP if options.red_zones else 0,
         )  # fmt: skip
         orders = tuple(order.chosen)
         made.append(
