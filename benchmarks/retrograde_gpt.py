@@ -9,8 +9,17 @@ from benchmarks.problem import GPTProblem
 from benchmarks.retrograde_training import training_contender
 
 
-def contender(problem: GPTProblem, threads: int, *, backend: str = "numpy") -> Contender:
-    """The compiled training step of the problem, ready to run."""
+def contender(
+    problem: GPTProblem,
+    threads: int,
+    *,
+    backend: str = "numpy",
+    beyond: int | None = None,
+    everything: bool = False,
+) -> Contender:
+    """The compiled training step of the problem, ready to run.  `beyond`: the most bytes that it
+    may take beyond parameters and optimizer state (a tiny problem compiles as many recipes, and may
+    take any).  `everything`: all that the way back reads is kept."""
     import retrograde as rg
 
     def loss(model: Any, tokens: Any, targets: Any) -> Any:
@@ -23,4 +32,7 @@ def contender(problem: GPTProblem, threads: int, *, backend: str = "numpy") -> C
         heads=problem.heads,
         context=problem.length,
     ).replace(problem.weights())
-    return training_contender(loss, model, problem, ("B", "T"), threads, backend)
+    budget = None if beyond is None else problem.persistent_bytes + beyond
+    return training_contender(
+        loss, model, problem, ("B", "T"), threads, backend, budget=budget, everything=everything
+    )

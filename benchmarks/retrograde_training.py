@@ -20,13 +20,21 @@ def training_contender(
     backend: str,
     *,
     tables: bool = True,
+    budget: int | None = None,
+    everything: bool = False,
 ) -> Contender:
     """The compiled training step, ready to run; `axes` are the sizes of the ids, in their order.
 
     Without `tables` the products with rows of the embedding table are left as they are written, so
     that a step does the arithmetic that its peers do: the pass that rewrites them
-    (compiler/passes/tables.py) is told, in this process, that no table is ever small enough."""
+    (compiler/passes/tables.py) is told, in this process, that no table is ever small enough.
+    `budget`: the bytes that the step may take; with `everything` what is light is kept as well."""
     import retrograde as rg
+
+    if everything:
+        from retrograde.compiler.plan import recomputing
+
+        recomputing.UNNOTICED = -1.0  # of a step's time: nothing costs so little
 
     if not tables:
         from retrograde.compiler.passes import tables as rewriting
@@ -51,6 +59,7 @@ def training_contender(
         threads=threads,
         clip_norm=problem.clip_norm,
         at={"B": problem.batch, "T": problem.length},
+        budget=budget,
     )
     seconds = time.perf_counter() - start
 

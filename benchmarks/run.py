@@ -108,7 +108,7 @@ def _entries(
     entries = []
     for name, peer in workload.contenders.items():
         python = settings.jax_python if peer.library == "jax" else sys.executable
-        if not _importable(peer.library, python):
+        if not importable(peer.library, python):
             skip(f"{name}, because {peer.library} is not installed")
             continue
         if peer.compiles and settings.quick:
@@ -138,7 +138,8 @@ def _entry(
 
 
 @cache
-def _importable(library: str, python: str) -> bool:
+def importable(library: str, python: str) -> bool:
+    """Whether an interpreter has a library."""
     if python == sys.executable:
         return importlib.util.find_spec(library) is not None
     try:

@@ -68,5 +68,12 @@ class VerifyError(RetrogradeError):
     """A graph that breaks an invariant of the IR: names the pass, the node and its line."""
 
 
+class OverrunError(RetrogradeError):
+    """A run that wrote between buffers: names the buffer before the gap and the one behind it.
+
+    Raised only where RETROGRADE_RED_ZONES asks for gaps; what the run left behind is not to be
+    trusted."""
+
+
 class Notice(UserWarning):
     """Something legal that is probably not meant: names the user's line and what to write."""

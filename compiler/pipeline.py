@@ -11,10 +11,11 @@ import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import retrograde.compiler.ops  # noqa: F401  # declares the ops
+from retrograde.compiler.codegen.native import NativeProgram
 from retrograde.compiler.codegen.numpy import print_schedule
 from retrograde.compiler.errors import DataError
 from retrograde.compiler.ir import dims
@@ -43,11 +44,12 @@ from retrograde.compiler.passes.slices import SliceFirst
 from retrograde.compiler.passes.tables import TableProducts
 from retrograde.compiler.plan.build import Planned, loops_in_runs, plan_program, time_loops
 from retrograde.compiler.plan.decided import Decided, buffers_digest, graph_digest
-from retrograde.compiler.plan.recipe import KernelFile, Recipe, Runs, TimeLoop
+from retrograde.compiler.plan.recipe import Recipe, Runs, TimeLoop
 from retrograde.compiler.plan.recomputing import Recomputing
 from retrograde.compiler.plan.schedule import Order
 from retrograde.compiler.program import Program
 
+GAP = 256  # bytes of a red zone: a few of the widest vectors
 REFERENCE_SIZE = 64  # what a symbol counts as where `at` does not tell
 
 ALGEBRA: tuple[Stage, ...] = (
@@ -93,9 +95,10 @@ class Options:
     `native` compiles kernels, of which `threads` may run at once; `blas` are the dtypes whose
     products a BLAS computes there; `heads` computes the loss of wide
     heads without their logits (what is differentiated: under `chunked()` of passes.cross_entropy);
-    `reuse=False` gives every buffer its own place: two ways to find faults of the plan.  Stages
-    `without` are left out, and those behind `stop_after` too (nothing runs without "order", and
-    composites not without "expand"): a way to find the pass at fault."""
+    `reuse=False` gives every buffer its own place, `red_zones` also gaps around it, in which a run
+    may write nothing: ways to find faults of the plan and of kernels.  Stages `without` are left
+    out, and those behind `stop_after` too (nothing runs without "order", and composites not without
+    "expand"): a way to find the pass at fault."""
 
     at: Mapping[str, int] = field(default_factory=dict)
     budget: int | None = None
@@ -105,6 +108,7 @@ class Options:
     blas: tuple[str, ...] = ()
     poison: bool = False
     reuse: bool = True
+    red_zones: bool = False
     verify: bool = False
     dump: str | None = None
     without: tuple[str, ...] = ()
@@ -128,7 +132,8 @@ class Options:
             threads=threads,
             blas=blas,
             poison=_flag("POISON"),
-            reuse=not _flag("NO_REUSE"),
+            reuse=not (_flag("NO_REUSE") or _flag("RED_ZONES")),
+            red_zones=_flag("RED_ZONES"),
             verify=_flag("VERIFY"),
             dump=os.environ.get("RETROGRADE_DUMP") or None,
             without=_stages("WITHOUT"),
@@ -234,9 +239,13 @@ def _compile(
         changed = _staged(start, rung.passes, options, inside=False)
         end = changed[rung.passes[-1][0]] if rung.passes else start
         if options.budget is not None or truncated:
-            if (text := end.text()) in seen:
+            if end is start and rung.passes:
                 continue  # there is nothing in the graph for this recipe
-            seen.add(text)
+            if rung.passes:
+                seen = seen or {start.text()}
+                if (text := end.text()) in seen:
+                    continue
+                seen.add(text)
         limits = () if rung.passes else truncated  # the first rung cuts nothing
         made += _recipes(
             rung, end, {**stages, **changed}, symbols, limits, sizes, options, decided
@@ -295,7 +304,11 @@ def _recipes(
     own = dict.fromkeys(s for loop in loops for s in (loop.segment, loop.slots) if s)
     own |= dict.fromkeys(part.name for part in runs)
     everything = (*symbols, *(dims.symbols(dims.dim(s))[0] for s in own))
-    made = []
+    names = [s.name for s in everything]
+    native = NativeProgram() if options.native else None
+    reuse = options.reuse and not options.red_zones
+    made: list[CompiledRecipe] = []
+    lowest = 0
     for name, again in _ways(rung.name, graph, group, sizes, options):
         last = _staged(graph, again, options, inside=False)
         last |= _staged(last["remat"] if again else graph, (group,), options)
@@ -306,18 +319,26 @@ def _recipes(
         last |= _staged(last[BEFORE_ORDER], (("order", order),), options)
         ordered = last["order"]
         planned = plan_program(
-            ordered, sizes, options.reuse, options.threads, options.native, given, options.blas
+            ordered, sizes, reuse, options.threads, options.native, given, options.blas
         )
-        source, kernels = _printed(planned, [s.name for s in everything], options)
+        height = planned.placement.height
+        if made and height >= lowest:
+            continue  # one that computes less again takes no more memory
+        lowest = height
         recipe = Recipe(
-            name, everything, planned.buffers, planned.orientation, source, kernels,
-            graph_cost(ordered), rung.slower, loops, runs, limits, options.reuse,
+            name, everything, planned.buffers, planned.orientation,
+            _printed(planned, names, native, options), (),
+            graph_cost(ordered), rung.slower, loops, runs, limits, reuse,
+            GAP if options.red_zones else 0,
         )  # fmt: skip
         orders = tuple(order.chosen)
         made.append(
             CompiledRecipe(recipe, {**stages, **last}, planned, orders, not planned.searched)
         )
-    return made
+    if native is None:
+        return made
+    files = native.files
+    return [replace(item, recipe=replace(item.recipe, kernels=files)) for item in made]
 
 
 def _ways(
@@ -339,17 +360,11 @@ def _ways(
 
 
 def _printed(
-    planned: Planned, symbols: Sequence[str], options: Options
-) -> tuple[str, tuple[KernelFile, ...]]:
-    """The source of a schedule, and the kernels that it launches."""
+    planned: Planned, symbols: Sequence[str], native: NativeProgram | None, options: Options
+) -> str:
+    """The source of a schedule; the kernels that it launches are those of `native`."""
     parts = (planned.schedule, planned.liveness, planned.places, symbols, options.poison)
-    if not options.native:
-        return print_schedule(*parts), ()
-    # A third of the time that importing the package would take.
-    from retrograde.compiler.codegen.native import print_native
-
-    text = print_native(*parts)
-    return text.source, text.kernels
+    return print_schedule(*parts) if native is None else native.print(*parts)
 
 
 def _reference_cuts(

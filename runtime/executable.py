@@ -18,6 +18,7 @@ import numpy as np
 
 from retrograde.compiler.errors import DataError, ShapeError
 from retrograde.compiler.program import MemoryPlan, Peak, Program, paused_collection
+from retrograde.runtime import red_zones
 from retrograde.runtime.host_memory import give_back
 from retrograde.runtime.protocol import Bound, Device, HostArray
 
@@ -49,6 +50,7 @@ class _Bound:
     height: int
     state_bytes: int
     recipe: int
+    sizes: Mapping[str, int]  # with the plan's
 
 
 class Executable:
@@ -85,12 +87,15 @@ class Executable:
             for i, array in zip(self._given, arrays, strict=True):
                 self.device.write(bound.inputs[i], array)
             self._arena.ragged.clear()
+            zones = red_zones.of(self.program.recipes[bound.recipe], bound.sizes)
+            red_zones.fill(self.device, self._arena, zones)
             try:
                 bound.run()
             except (DataError, IndexError, ValueError) as error:
                 if getattr(error, "placed", False):  # it names its line already
                     raise
                 raise DataError(f"{self._place(error)}: {error}") from error
+            red_zones.check(self.program.name, self.device, self._arena, zones)
             return [self.device.read(bound.outputs[o]) for o in self.program.returned]
 
     def ragged(self, recipe: int = 0) -> dict[int, tuple[int, ...]]:
@@ -161,7 +166,9 @@ class Executable:
                 self.device.copy_arena(self._arena, arena, state)
             self._bound.clear()
             self._arena = arena
-        bound = self._bound[key] = _Bound(run, inputs, outputs, height, state, choice.index)
+        bound = self._bound[key] = _Bound(
+            run, inputs, outputs, height, state, choice.index, choice.sizes
+        )
         while len(self._bound) > KEPT_SIZES:
             self._bound.popitem(last=False)
         if self._held is not None:

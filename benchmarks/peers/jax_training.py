@@ -20,8 +20,11 @@ def training_contender(
     loss_of: Callable[..., Any],
     batch: Mapping[str, Any],
     threads: int,
+    *,
+    analysed: bool = False,
 ) -> Contender:
-    """A step is `loss_of(weights, **batch)`, its gradient, clipping and AdamW."""
+    """A step is `loss_of(weights, **batch)`, its gradient, clipping and AdamW.  With `analysed` the
+    planned peak is what the compiler's own analysis of memory tells."""
     jax = jax_on(threads)
     jnp = jax.numpy
     rate, decay = problem.learning_rate, problem.weight_decay
@@ -48,11 +51,20 @@ def training_contender(
     state = [w, jax.tree.map(jnp.zeros_like, w), jax.tree.map(jnp.zeros_like, w), jnp.zeros(())]
     given = {name: jnp.asarray(x) for name, x in batch.items()}
 
+    planned = None
+    if analysed:
+        train = train.lower(*state, given).compile()
+        found = train.memory_analysis()
+        fresh = found.output_size_in_bytes - found.alias_size_in_bytes
+        planned = found.argument_size_in_bytes + fresh + found.temp_size_in_bytes
+
     def step() -> tuple[float, float]:
         *state[:], loss, norm = train(*state, given)
         return float(loss), float(norm)
 
-    return Contender(step=step, persistent_bytes=problem.persistent_bytes)
+    return Contender(
+        step=step, persistent_bytes=problem.persistent_bytes, planned_peak_bytes=planned
+    )
 
 
 def ids_of(problem: GPTProblem | LSTMProblem | GRUProblem | RaggedProblem) -> dict[str, Any]:

@@ -29,6 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks.measure import Contender
 from benchmarks.problem import GPTProblem
@@ -94,6 +95,7 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(vocab, width)
         self.position_embedding = nn.Embedding(context, width)
         self.blocks = nn.ModuleList(Block(width, heads, context, attention) for _ in range(layers))
+        self.checkpointed = False  # whether each block is computed again on the way back
         self.final_norm = nn.LayerNorm(width)
         self.head = None if tied else nn.Linear(width, vocab, bias=False)
         self.apply(_initialise)
@@ -102,7 +104,7 @@ class GPT(nn.Module):
         positions = torch.arange(tokens.shape[1])
         x = self.token_embedding(tokens) + self.position_embedding(positions)
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)
         x = self.final_norm(x)
         head = self.token_embedding if self.head is None else self.head
         return F.linear(x, head.weight)
@@ -225,9 +227,16 @@ def contender(
     attention: str = "sdpa",
     optimizer: str = "fused",
     compiled: bool = False,
+    checkpointed: bool = False,
+    budget: float | None = None,
 ) -> Contender:
-    """The training step of the problem, ready to run; `compiled` by torch.compile."""
+    """The training step of the problem, ready to run; `compiled` by torch.compile, with `budget` as
+    its activation_memory_budget; `checkpointed`: each block is computed again."""
     torch.set_num_threads(threads)
+    if budget is not None:
+        from torch._functorch import config
+
+        config.activation_memory_budget = budget
     model = build(
         vocab=problem.vocab,
         width=problem.width,
@@ -237,6 +246,7 @@ def contender(
         attention=attention,
         weights=as_torch(problem.weights()),
     )
+    model.checkpointed = checkpointed
     if compiled:
         model.compile()
     tokens, targets = (torch.from_numpy(ids).long() for ids in problem.tokens_and_targets())

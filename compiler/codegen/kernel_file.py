@@ -77,6 +77,7 @@ class Kernels:
     numbers: dict[str, int] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)  # of the first step that has each
     places: list[dict[str, None]] = field(default_factory=list)  # of all steps that have each
+    cuts: list[int] = field(default_factory=list)  # numbers that begin files of their own
 
     def number(self, text: str, note: Note) -> int:
         """The number of the function of this text (@ for its name), which a step needs."""
@@ -92,11 +93,24 @@ class Kernels:
         """Notes one more place that needs a function."""
         self.places[number][place] = None
 
+    def cut(self) -> None:
+        """What comes from now on does not change the files of what there is."""
+        self.cuts.append(len(self.numbers))
+
     def files(self) -> tuple[KernelFile, ...]:
         """The C files, which compile side by side: products, which share their tiles, attention,
         heads with their losses, and the others by the dozen."""
+        ends = [*self.cuts, len(self.numbers)]
+        return tuple(
+            file for first, end in zip([0, *self.cuts], ends, strict=True)
+            for file in self._files(range(first, end))
+        )  # fmt: skip
+
+    def _files(self, within: range) -> tuple[KernelFile, ...]:
         kinds: dict[str, list[int]] = {"gemm": [], "attention": [], "ce": [], "": []}
         for text, number in self.numbers.items():
+            if number not in within:
+                continue
             products = "rg_pack_" in text or "rg_blas_" in text
             kind = next((k for k in kinds if k and f"rg_{k}_" in text), "gemm" if products else "")
             kinds[kind].append(number)

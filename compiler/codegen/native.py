@@ -41,23 +41,32 @@ from retrograde.compiler.plan.steps import (
 from retrograde.compiler.plan.views import Literal, Operand, Storage, Turn, View, turn_of
 
 
-@dataclass(frozen=True)
-class NativeText:
-    """The Python that binds and runs, and the C that it launches."""
+class NativeProgram:
+    """The schedules of one program, over the same symbols: what they share is printed and compiled
+    once."""
 
-    source: str
-    kernels: tuple[KernelFile, ...]
+    def __init__(self) -> None:
+        self._kernels = Kernels()
+        self._kernels.number(POISON, OVERWRITE)  # used or not: one library for both
+        self._known: dict[Hashable, _Printed | None] = {}
 
+    def print(
+        self, schedule: Schedule, liveness: Liveness, places: Mapping[Storage, int],
+        symbols: Sequence[str], poison: bool = False,
+    ) -> str:  # fmt: skip
+        """The Python that binds and runs `schedule`, as codegen.numpy.print_schedule."""
+        source = print_with(
+            NativePrinter, schedule, liveness, places, symbols, poison,
+            kernels=self._kernels, known=self._known,
+        )  # fmt: skip
+        if not self._kernels.cuts:  # the files of the first one are those that it has alone
+            self._kernels.cut()
+        return source
 
-def print_native(
-    schedule: Schedule, liveness: Liveness, places: Mapping[Storage, int], symbols: Sequence[str],
-    poison: bool = False,
-) -> NativeText:  # fmt: skip
-    """The sources of `schedule`, as codegen.numpy.print_schedule."""
-    kernels = Kernels()
-    kernels.number(POISON, OVERWRITE)  # whether it is used or not: one library for both
-    source = print_with(NativePrinter, schedule, liveness, places, symbols, poison, kernels=kernels)
-    return NativeText(source, kernels.files())
+    @property
+    def files(self) -> tuple[KernelFile, ...]:
+        """The C that all of them launch."""
+        return self._kernels.files()
 
 
 @dataclass

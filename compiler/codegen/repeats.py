@@ -47,14 +47,19 @@ class _Run:
 def folded(lines: Sequence[Line | str], pad: str) -> list[str]:
     """The lines of a list as text, at the depth `pad`."""
     rows, below = _rows(lines)
-    places: dict[str, list[int]] = {}
+    places: dict[int, list[int]] = {}
+    texts: dict[str, int] = {}
+    kinds = []  # by row: equal for launches of one text; each other row has a kind of its own
     for i, row in enumerate(rows):
         if _is_launch(row.launch):
-            places.setdefault(row.launch.text, []).append(i)
+            kinds.append(texts.setdefault(row.launch.text, i))
+            places.setdefault(kinds[-1], []).append(i)
+        else:
+            kinds.append(-1 - i)
     out: list[str] = []
     at = 0
     while at < len(rows):
-        period, times = _longest(rows, at, places)
+        period, times = _longest(kinds, at, places)
         if times > 1:
             out += _table(rows[at : at + period * times], period, pad)
             at += period * times
@@ -85,14 +90,13 @@ def _shown(x: Line | str, pad: str) -> str:
 
 
 def _longest(
-    rows: Sequence[_Run], at: int, places: dict[str, list[int]]
+    kinds: Sequence[int], at: int, places: dict[int, list[int]]
 ) -> tuple[int, int]:
     """(lines, times) of the run from `at` on that saves most lines; (1, 1) for none."""
-    first = rows[at].launch
     best = (1, 1)
-    if not _is_launch(first):
+    if kinds[at] < 0:
         return best
-    again = places[first.text]
+    again = places[kinds[at]]
     while again[0] <= at:  # places are asked for in order
         again.pop(0)
         if not again:
@@ -101,19 +105,20 @@ def _longest(
         period = place - at
         if period > LONGEST:
             break
-        same = 0
-        for one, other in zip(rows[at:], rows[place:], strict=False):
-            if not _equal(one.launch, other.launch):
-                break
-            same += 1
+        same = _alike(kinds, at, place)
         times = same // period + 1
         if period * (times - 1) > max(best[0] * (best[1] - 1), SAVED - 1):
             best = period, times
     return best
 
 
-def _equal(a: Line | str, b: Line | str) -> bool:
-    return isinstance(a, Line) and isinstance(b, Line) and a.text == b.text
+def _alike(kinds: Sequence[int], at: int, place: int) -> int:
+    """How many launches from `place` on are those from `at` on."""
+    most = len(kinds) - place
+    count = 0
+    while count < most and kinds[at + count] == kinds[place + count]:
+        count += 1
+    return count
 
 
 def _table(rows: Sequence[_Run], period: int, pad: str) -> list[str]:

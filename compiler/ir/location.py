@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from types import FrameType
 
 import numpy as np
@@ -28,12 +29,17 @@ class Loc:
     line: int
 
     def __str__(self) -> str:
-        return f"{os.path.basename(self.file)}:{self.line}"
+        return f"{_base_name(self.file)}:{self.line}"
 
     @property
     def full(self) -> str:
         """The position with its whole path, as error messages show it."""
         return f"{self.file}:{self.line}"
+
+
+@cache
+def _base_name(file: str) -> str:
+    return os.path.basename(file)
 
 
 _skip_prefixes: list[str] = [_COMPILER_ROOT, _NUMPY_ROOT]

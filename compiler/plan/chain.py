@@ -9,7 +9,8 @@ chain computes what its links compute one after the other, to the bit, for every
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same
@@ -215,16 +216,15 @@ def pitch(view: View, rows: Dim, space: Sequence[Dim] | None = None) -> Dim | No
     if isinstance(view, Turn):
         return None
     shape = view.shape if space is None else tuple(space)
-    seen = view.broadcast(shape)
     count = _leading(shape, rows)
     if count is None:
         return None
-    lead = replace(seen, shape=shape[:count], strides=seen.strides[:count]).reshaped((rows,))
+    seen = view.broadcast(shape)
+    lead = seen.seen(shape[:count], seen.strides[:count]).reshaped((rows,))
     if lead is None or same(lead.strides[0], 0):
         return None
     step = lead.strides[0]
-    rest = replace(seen, shape=shape[count:], strides=seen.strides[count:])
-    fits = _fits(rest, step)
+    fits = _fits(seen.seen(shape[count:], seen.strides[count:]), step)
     return step * view.dtype.bytes if fits else None
 
 
@@ -233,9 +233,8 @@ def _fits(row: View, step: Dim) -> bool:
     extents = [(d, s) for d, s in zip(row.shape, row.strides, strict=True) if not same(s, 0)]
     if same(row.offset, 0):
         shape, strides = tuple(d for d, _ in extents), tuple(s for _, s in extents)
-        packed = replace(row, shape=shape, strides=strides)
-        if packed.contiguous:
-            return dims.decide_le(dims.product(packed.shape), step) is True
+        if row.seen(shape, strides).contiguous:
+            return dims.decide_le(dims.product(shape), step) is True
     last: Dim = row.offset
     for d, s in extents:
         if not isinstance(s, int) or s < 0:
@@ -244,7 +243,8 @@ def _fits(row: View, step: Dim) -> bool:
     return dims.decide_le(0, row.offset) is True and dims.decide_le(last + 1, step) is True
 
 
-def _leading(shape: Sequence[Dim], rows: Dim) -> int | None:
+@lru_cache(maxsize=1 << 12)
+def _leading(shape: tuple[Dim, ...], rows: Dim) -> int | None:
     """How many of the first axes are the rows."""
     return next(
         (n for n in range(len(shape) - 1, 0, -1) if same(dims.product(shape[:n]), rows)), None

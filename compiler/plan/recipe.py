@@ -77,6 +77,7 @@ class Recipe:
     runs: tuple[Runs, ...] = ()
     limits: tuple[tuple[Dim, int], ...] = ()  # sizes and what they may be at most
     reuse: bool = True  # False: every buffer has a place of its own
+    gap: int = 0  # bytes before the first buffer and behind each, where none is reused
 
     def serves(self, sizes: Mapping[str, int]) -> bool:
         """Whether the recipe is one for these sizes."""
@@ -110,6 +111,9 @@ class Recipe:
         """(the offset of each buffer, the bytes of state, the height of the arena)."""
         size = self.buffer_bytes(sizes)
         n = self.state_count
+        if self.gap:
+            offsets, height = stack(size, self.gap)
+            return offsets, offsets[n] if n < len(size) else height, height
         offsets, state = stack(size[:n])
         if self.reuse:
             above, height = self.orientation.offsets(size[n:])
@@ -128,15 +132,17 @@ class Recipe:
             form = peak_terms(self.orientation, transient)
         else:
             form = PeakForm((sum(transient),), True)
+        if self.gap:
+            state = state + self.gap * (len(self.buffers) + 1)
         terms = tuple(state + term for term in form.terms)
         return PeakForm(terms or (state,), form.exact)
 
 
-def stack(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Offsets one after the other, and the total."""
+def stack(sizes: Sequence[int], gap: int = 0) -> tuple[list[int], int]:
+    """Offsets one after the other, with a gap before each and behind the last, and the total."""
     offsets: list[int] = []
-    total = 0
+    total = gap
     for size in sizes:
         offsets.append(total)
-        total += size
+        total += size + gap
     return offsets, total

@@ -19,8 +19,9 @@ from retrograde.compiler.plan.save_sets import keeping, least
 from retrograde.compiler.plan.schedule import Order
 from retrograde.compiler.plan.units import Units, find_units
 
-MOST = 8  # recipes of one rung beside the first
-_UNNOTICED = 0.03  # of the time of a step, as it is estimated: what the default may cost
+MOST, FEWEST = 8, 3  # recipes of one rung beside the first
+_TOGETHER = 12000  # units of all of them: each is lowered, placed and printed on its own
+UNNOTICED = 0.03  # of the time of a step, as it is estimated: what the default may cost
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Recomputing:
         found = self._again(order)
         most, total = replay(self.dag, range(len(self.dag)), self.units.scratch)
         _, cost = replay(self.dag, order, self.units.scratch)
-        return found if found.peak < most and cost <= (1 + _UNNOTICED) * total else None
+        return found if found.peak < most and cost <= (1 + UNNOTICED) * total else None
 
     def under_budget(self, most: int | None) -> list[Again]:
         """From what costs least to what takes least memory, as far as that is below `most`."""
@@ -71,8 +72,9 @@ class Recomputing:
         if not found:
             return []
         chosen: dict[tuple[int, ...], None] = {}
-        for n in range(1, MOST + 1):
-            aim = first * (found[-1].peak / first) ** (n / MOST)
+        most_ways = max(FEWEST, min(MOST, _TOGETHER // len(self.dag)))
+        for n in range(1, most_ways + 1):
+            aim = first * (found[-1].peak / first) ** (n / most_ways)
             chosen[next((r for r in found if r.peak <= aim), found[-1]).order] = None
         return [self._again(order) for order in chosen]
 

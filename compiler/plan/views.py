@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -67,10 +68,8 @@ class View:
         )
 
     def transposed(self, perm: Sequence[int]) -> View:
-        return replace(
-            self,
-            shape=tuple(self.shape[i] for i in perm),
-            strides=tuple(self.strides[i] for i in perm),
+        return self.seen(
+            tuple([self.shape[i] for i in perm]), tuple([self.strides[i] for i in perm])
         )
 
     def broadcast(self, shape: Sequence[Dim]) -> View:
@@ -79,7 +78,13 @@ class View:
         strides: list[Dim] = [0] * extra
         for d, own, stride in zip(shape[extra:], self.shape, self.strides, strict=True):
             strides.append(stride if same(d, own) else 0)
-        return replace(self, shape=tuple(shape), strides=tuple(strides))
+        return self.seen(tuple(shape), tuple(strides))
+
+    def seen(self, shape: tuple[Dim, ...], strides: tuple[Dim, ...]) -> View:
+        """The same storage from the same place on, under another shape with other strides."""
+        if type(self) is not View:
+            return replace(self, shape=shape, strides=strides)
+        return View(self.storage, self.dtype, shape, strides, self.offset)
 
     def sliced(self, start: Sequence[Dim], step: Sequence[int], shape: Sequence[Dim]) -> View:
         offset = self.offset
@@ -98,7 +103,7 @@ class View:
     def reshaped(self, shape: Sequence[Dim]) -> View | None:
         """The same elements under another shape, None where that takes a copy."""
         strides = _reshape_strides(self.shape, self.strides, tuple(shape))
-        return None if strides is None else replace(self, shape=tuple(shape), strides=strides)
+        return None if strides is None else self.seen(tuple(shape), strides)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +170,7 @@ def _same_all(a: Sequence[Dim], b: Sequence[Dim], shape: Sequence[Dim]) -> bool:
     return all(same(d, 1) or same(x, y) for x, y, d in zip(a, b, shape, strict=True))
 
 
+@lru_cache(maxsize=1 << 14)
 def _reshape_strides(
     shape: tuple[Dim, ...], strides: tuple[Dim, ...], new: tuple[Dim, ...]
 ) -> tuple[Dim, ...] | None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 _LIBRARIES = ("numpy", "scipy", "ml_dtypes", "optree", "safetensors", "networkx", "graphviz")
 _VARIABLES = (
-    "VERIFY", "DUMP", "POISON", "NO_REUSE", "THREADS", "CC", "CACHE_DIR", "CACHE_MB", "CONFIG",
-    "BACKEND", "BLAS", "WITHOUT", "STOP_AFTER",
+    "VERIFY", "DUMP", "POISON", "NO_REUSE", "RED_ZONES", "THREADS", "CC", "CACHE_DIR", "CACHE_MB",
+    "CONFIG", "BACKEND", "BLAS", "WITHOUT", "STOP_AFTER",
 )  # fmt: skip
 
 

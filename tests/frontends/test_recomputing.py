@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ import retrograde as rg
 import retrograde.numpy as rnp
 from retrograde.compiler.errors import BudgetError
 from retrograde.models import GPT
+from retrograde.runtime.executable import Executable
 
 B, T, V = 5, 33, 11
 IDS = rg.spec("i32", "B", "T")
@@ -100,3 +103,52 @@ def test_the_smallest_plan_computes_much_again():
     again = [n for n in step.ir("order").nodes if n.origin.made_by == "remat"]
     assert not [n for n in free.ir("trace").nodes if n.origin.made_by == "remat"]
     assert any("again" in step.plan(B=B, T=T).recipe for _ in (0,)), again
+
+
+@pytest.mark.parametrize("backend", ["numpy", "native"])
+@pytest.mark.parametrize("name", MODELS)
+def test_random_budgets_are_kept_and_monotone(name, backend):
+    """One ladder serves all budgets: planned is allocated, never above the budget; less of it never
+    gives a higher peak nor a cheaper step; the metrics and the state are those without any."""
+    free, metrics = trained(MODELS[name](), backend)
+    expected = free._run.executable.state()
+    sizes = {"B": B, "T": T}
+    most = free.plan(**sizes).peak_bytes
+    step, _ = trained(MODELS[name](), backend, most)
+    program, device = step._run.executable.program, step._run.executable.device
+    least = min(recipe.layout(sizes)[2] for recipe in program.recipes)
+    assert least < most or (name, backend) == ("mixer", "numpy")  # all is at its peak at once
+    budgets = np.random.default_rng(len(name)).integers(least, most + 1, 20)
+    start = trained_at_start(name, backend)._run.executable.state()
+    results, before = {}, None
+    for budget in sorted({least, most, *budgets.tolist()}):
+        limited = replace(program, budget=budget, _chosen={})
+        choice = limited.choose(sizes)
+        assert limited.plan(sizes).peak_bytes == choice.height <= budget
+        if before is not None:
+            assert before.height <= choice.height and before.cost >= choice.cost
+        before = choice
+        if choice.index in results:
+            continue
+        executable = Executable(limited, device)
+        executable.set_state(start)
+        rng = np.random.default_rng(5)
+        for _ in metrics:
+            batch = {k: rng.integers(0, V, (B, T)).astype("i4") for k in ("tokens", "targets")}
+            given = [step._key, *step._batch(batch), *step._fixed]
+            results[choice.index] = executable.run(given, sizes)
+        assert executable.arena_bytes == choice.height
+        for got, want in zip(executable.state(), expected, strict=True):
+            assert np.array_equal(got, want)
+    assert len(results) > 1 or least == most
+    values = [[float(x) for x in found] for found in results.values()]
+    assert all(found == values[0] for found in values)
+    assert values[0] == list(metrics[-1].values())
+
+
+def trained_at_start(name, backend):
+    """The step that `trained` makes, before its first batch."""
+    return rg.compile_training(
+        loss, MODELS[name](), rg.optim.AdamW(1e-2), {"tokens": IDS, "targets": IDS},
+        at={"B": B, "T": T}, clip_norm=1.0, backend=backend,
+    )  # fmt: skip

@@ -1,0 +1,174 @@
+"""A training step under ever smaller budgets beside its peers: memory that it takes, and its time.
+
+    python -m benchmarks.memory                       # GPT T256 B8 d384 h6 L6
+    python -m benchmarks.memory --compiled 0.8 --compiled 0.5    # torch.compile: about 45 s each
+    python -m benchmarks.memory --layers 24 --length 1024 --beyond 1073 --only retrograde
+
+Bytes are beyond parameters and optimizer state, gradients included, in MB (a million).  *Planned*
+is what the compiler promises (of JAX its own memory_analysis), *measured* the high-water mark of a
+step after the warm-up, for everyone in the same way (benchmarks/measure.py).  Time ratios are to
+our own program that keeps everything, medians over rounds in which all take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.contender import Entry, Memory, Timing
+from benchmarks.measure import Failed, measure_memory, measure_times
+from benchmarks.problem import GPTProblem
+from benchmarks.run import importable
+
+MB = 10**6
+BEYOND = (260, 165, 125, 100)
+BASE = "retrograde, everything kept"
+OWN = "benchmarks.retrograde_gpt:contender"
+TORCH = "benchmarks.peers.torch_gpt:contender"
+JAX = "benchmarks.peers.jax_gpt:contender"
+# MB beyond parameters and optimizer state, and the most that the time may grow by.
+TARGETS = {260: 1.0, 165: 1.15, 125: 1.40, 1073: 1.35}
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, value in (("length", 256), ("batch", 8), ("width", 384), ("heads", 6), ("layers", 6)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--beyond", type=int, action="append", help="a budget in MB; repeatable")
+    parser.add_argument(
+        "--compiled", type=float, action="append", default=[], metavar="BUDGET",
+        help="torch.compile with this activation_memory_budget; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--only", action="append", help="how names begin; repeatable")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
+    parser.add_argument("--steps", type=int, default=1, help="timed steps a turn")
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=1, help="odd; for memory")
+    parser.add_argument("--backend", default="native", help="of Retrograde")
+    parser.add_argument("--jax-python", default=sys.executable, metavar="PATH")
+    parser.add_argument("--json", type=Path, help="also write everything there")
+    return parser.parse_args(arguments)
+
+
+def entries(options: argparse.Namespace) -> list[Entry]:
+    """Everyone who is asked for and installed."""
+    problem = GPTProblem(
+        length=options.length, batch=options.batch, width=options.width, heads=options.heads,
+        layers=options.layers,
+    )  # fmt: skip
+    own = {"backend": options.backend}
+    found: list[tuple[str, str, str, dict[str, Any]]] = [
+        (BASE, "retrograde", OWN, {**own, "everything": True}),
+        ("retrograde", "retrograde", OWN, own),
+        *(
+            (f"retrograde, {n} MB", "retrograde", OWN, {**own, "beyond": n * MB})
+            for n in options.beyond or BEYOND
+        ),
+        ("torch", "torch", TORCH, {}),
+        ("torch, blocks again", "torch", TORCH, {"checkpointed": True}),
+        *(
+            (f"torch.compile, budget {b:g}", "torch", TORCH, {"compiled": True, "budget": b})
+            for b in options.compiled
+        ),
+        ("jax", "jax", JAX, {"analysed": True}),
+        ("jax, blocks again", "jax", JAX, {"analysed": True, "checkpoint": True}),
+    ]
+    chosen = []
+    for name, library, factory, more in found:
+        if options.only and not any(name.startswith(wanted) for wanted in options.only):
+            continue
+        python = options.jax_python if library == "jax" else sys.executable
+        if importable(library, python):
+            chosen.append(
+                Entry(name, factory, (problem,), (problem.tiny(),), more, options.threads, python)
+            )
+    return chosen
+
+
+def measured(
+    asked: Sequence[Entry], options: argparse.Namespace, console: Console
+) -> tuple[list[Memory], list[Timing]]:
+    """Memory one after the other, then times in turns; who fails is named and left out."""
+    memories, ready = [], []
+    for entry in asked:
+        try:
+            memories.append(
+                measure_memory(entry, warmup=options.warmup, steps=3, processes=options.processes)
+            )
+            ready.append(entry)
+        except Failed as reason:
+            console.print(f"left out: {reason}")
+    timings = measure_times(
+        ready, rounds=options.rounds, steps=options.steps, warmup=options.warmup
+    )
+    return memories, timings
+
+
+def table(title: str, memories: Sequence[Memory], timings: Sequence[Timing]) -> Table:
+    made = Table(title=title)
+    made.add_column("step")
+    for heading in ("planned MB", "allocated MB", "measured MB", "median ms", "best ms", "ratio"):
+        made.add_column(heading, justify="right")
+    for memory, timing in zip(memories, timings, strict=True):
+        made.add_row(
+            timing.name,
+            _beyond(memory.planned_peak_bytes, memory),
+            _beyond(memory.arena_bytes, memory),
+            f"{memory.activation_bytes / MB:.1f}",
+            f"{timing.median * 1e3:.0f}",
+            f"{timing.minimum * 1e3:.0f}",
+            f"{_ratio(timing, timings):.3f}",
+        )
+    return made
+
+
+def _beyond(bytes: int | None, memory: Memory) -> str:
+    return "" if bytes is None else f"{(bytes - memory.persistent_bytes) / MB:.1f}"
+
+
+def _ratio(timing: Timing, timings: Sequence[Timing]) -> float:
+    """The median over the rounds of its time as a share of the first one's."""
+    pairs = zip(timing.turns, timings[0].turns, strict=True)
+    return statistics.median(own / base for own, base in pairs)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    asked = entries(options)
+    memories, timings = measured(asked, options, console)
+    title = f"{asked[0].arguments[0]}, {options.threads} threads"
+    console.print(table(title, memories, timings))
+    for memory, timing in zip(memories, timings, strict=True):
+        for limit, most in TARGETS.items():
+            if timing.name == f"retrograde, {limit} MB":
+                ratio = _ratio(timing, timings)
+                fits = memory.activation_bytes <= limit * MB
+                met = "met" if fits and ratio <= most else "NOT MET"
+                console.print(
+                    f"{timing.name}: {memory.activation_bytes / MB:.1f} MB at {ratio:.3f} of the "
+                    f"time, at most {most:.2f}: {met}"
+                )
+    if options.json is not None:
+        options.json.write_text(
+            json.dumps(
+                {"memories": [asdict(m) for m in memories], "timings": [asdict(t) for t in timings]}
+            )
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
