@@ -312,6 +312,7 @@ def _recipes(
         recipe = Recipe(
             name, everything, planned.buffers, planned.orientation, source, kernels,
             graph_cost(ordered), rung.slower, loops, runs, limits, options.reuse,
+            schedule=planned.schedule,
         )  # fmt: skip
         orders = tuple(order.chosen)
         made.append(

@@ -36,7 +36,7 @@ from retrograde.compiler.plan.steps import (
     Unchained,
     WhileStep,
 )
-from retrograde.compiler.program import MemoryPlan, PlacedBuffer, Program
+from retrograde.compiler.program import MemoryPlan, PlacedBuffer, Program, standing
 
 LARGEST = 10  # buffers and groups of copies that are listed
 
@@ -231,7 +231,13 @@ def _memory(program: Program, plan: MemoryPlan | None) -> list[str]:
         form = f"no closed form: {error}"
     if plan is None:
         return [*lines, f"  planned peak       {form} bytes"]
-    gap = "proven optimal for this order" if plan.optimal else f"gap {plan.gap_fraction:.2%}"
+    placed = standing(plan.peak_bytes, plan.lower_bound_bytes)
+    gap = "proven optimal for this order" if plan.optimal else f"the peak is {placed} of it"
+    best = {
+        "optimal": "proven optimal over all orders",
+        "heuristic": "heuristic: less than half of the peak is proven",
+    }.get(plan.standing, f"the peak is {plan.standing} of it")
+    _, needs = program.order_bound(plan.sizes)
     inputs = sum(b.bytes for b in plan.buffers if b.kind == "input")
     lines += [
         f"  planned peak       {_bytes(plan.peak_bytes)}",
@@ -239,6 +245,7 @@ def _memory(program: Program, plan: MemoryPlan | None) -> list[str]:
         f"    the rest         {_bytes(plan.peak_bytes - plan.state_bytes)}, "
         f"{_bytes(inputs)} of inputs among it",
         f"  most live at once  {_bytes(plan.lower_bound_bytes)}, {gap}",
+        f"  in any order       {_bytes(plan.order_lower_bound_bytes)} for {needs}, {best}",
         f"  returned on top    {_bytes(plan.output_bytes)}",
     ]
     if program.symbols:

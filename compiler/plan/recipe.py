@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.plan.bounds import PeakForm, peak_terms
 from retrograde.compiler.plan.memory import Orientation
 from retrograde.compiler.plan.specs import BufferSpec
+from retrograde.compiler.plan.step_bound import StepBound, step_bound
+from retrograde.compiler.plan.steps import Schedule
 
 _HEADING = re.compile(r"\n\n/\*(?:(?!\*/).)*\*/\n(?=static i64 k\d+\()", re.DOTALL)
 
@@ -77,6 +79,7 @@ class Recipe:
     runs: tuple[Runs, ...] = ()
     limits: tuple[tuple[Dim, int], ...] = ()  # sizes and what they may be at most
     reuse: bool = True  # False: every buffer has a place of its own
+    schedule: Schedule = field(kw_only=True, repr=False, compare=False)  # what `source` spells
 
     def serves(self, sizes: Mapping[str, int]) -> bool:
         """Whether the recipe is one for these sizes."""
@@ -116,6 +119,28 @@ class Recipe:
         else:
             above, height = stack(size[n:])
         return [*offsets, *(state + o for o in above)], state, state + height
+
+    @cached_property
+    def _bound(self) -> StepBound:
+        return step_bound(self.schedule)
+
+    def order_bound(self, sizes: Mapping[str, int]) -> tuple[int, str]:
+        """Bytes that no order of the recipe's steps needs less than, each run as often as one
+        likes, whatever the recipe's own sizes; and the operation that needs them."""
+        ends: dict[str, tuple[int, int]] = {}
+        for loop in self.loops:
+            length = max(1, dims.evaluate(loop.length, sizes))
+            segment = 1 if loop.given else min(length, loop.longest or length)
+            ends[loop.segment] = 1, segment
+            if loop.slots:
+                ends[loop.slots] = 1, length
+        for runs in self.runs:
+            steps = max(1, min(runs.steps, dims.evaluate(runs.length, sizes)))
+            ends.setdefault(runs.name, (steps, steps))
+        full = {**sizes, **{name: low for name, (low, _) in ends.items()}}
+        state = sum(dims.evaluate(b.bytes, full) for b in self.buffers[: self.state_count])
+        needed, operation = self._bound.at(full, ends)
+        return state + needed, operation
 
     def peak_form(self) -> PeakForm:
         """The height of the arena in closed form over the symbols."""
