@@ -231,12 +231,8 @@ def _memory(program: Program, plan: MemoryPlan | None) -> list[str]:
         form = f"no closed form: {error}"
     if plan is None:
         return [*lines, f"  planned peak       {form} bytes"]
-    placed = standing(plan.peak_bytes, plan.lower_bound_bytes)
-    gap = "proven optimal for this order" if plan.optimal else f"the peak is {placed} of it"
-    best = {
-        "optimal": "proven optimal over all orders",
-        "heuristic": "heuristic: less than half of the peak is proven",
-    }.get(plan.standing, f"the peak is {plan.standing} of it")
+    placed = _standing(plan.peak_bytes, plan.lower_bound_bytes, "for this order")
+    best = _standing(plan.peak_bytes, plan.order_lower_bound_bytes, "over all orders")
     _, needs = program.order_bound(plan.sizes)
     inputs = sum(b.bytes for b in plan.buffers if b.kind == "input")
     lines += [
@@ -244,7 +240,7 @@ def _memory(program: Program, plan: MemoryPlan | None) -> list[str]:
         f"    state            {_bytes(plan.state_bytes)}",
         f"    the rest         {_bytes(plan.peak_bytes - plan.state_bytes)}, "
         f"{_bytes(inputs)} of inputs among it",
-        f"  most live at once  {_bytes(plan.lower_bound_bytes)}, {gap}",
+        f"  most live at once  {_bytes(plan.lower_bound_bytes)}, {placed}",
         f"  in any order       {_bytes(plan.order_lower_bound_bytes)} for {needs}, {best}",
         f"  returned on top    {_bytes(plan.output_bytes)}",
     ]
@@ -253,6 +249,15 @@ def _memory(program: Program, plan: MemoryPlan | None) -> list[str]:
     if program.budget is not None:
         lines.append(f"  budget             {_bytes(program.budget)}: {plan.recipe}")
     return lines
+
+
+def _standing(peak: int, bound: int, over: str) -> str:
+    found = standing(peak, bound)
+    words = {
+        "optimal": f"proven optimal {over}",
+        "heuristic": "heuristic: less than half of the peak is proven",
+    }
+    return words.get(found, f"the peak is {found} of it")
 
 
 def _buffers(program: Program, plan: MemoryPlan | None) -> list[str]:

@@ -218,9 +218,7 @@ class _Needs:
     ) -> None:  # fmt: skip
         """What is there while the last of the makers of `read` runs."""
         makers = {m for s in read for m in self.makers.get(s, ()) if m != reader}
-        if not makers:
-            note(operation, [read | later])
-        elif len(makers) > _MOST_MAKERS:
+        if not makers or len(makers) > _MOST_MAKERS:
             note(operation, [read | later])
         else:
             note(operation, [self._during(v, read | later) for v in makers])
