@@ -17,7 +17,7 @@ from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.collection import paused_collection
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.plan.bounds import PeakForm
-from retrograde.compiler.plan.choice import Choice, choose
+from retrograde.compiler.plan.choice import Choice, choose, frontier
 from retrograde.compiler.plan.memory import Buffer, lower_bound
 from retrograde.compiler.plan.recipe import KernelFile, Recipe
 from retrograde.compiler.plan.specs import BufferSpec, Port
@@ -147,6 +147,11 @@ class Program:
         if budget is not None and found.height > budget:
             raise self._refusal(found, budget)
         return found
+
+    def frontier(self, sizes: Mapping[str, int]) -> list[Choice]:
+        """What there is to choose from at `sizes`, without a budget: from the cheapest way to run
+        to the one with the lowest arena."""
+        return frontier(self.recipes, {s.name: sizes[s.name] for s in self.symbols})
 
     def _refusal(self, lowest: Choice, budget: int) -> BudgetError:
         placed = self._placed(lowest)

@@ -136,14 +136,22 @@ class Explained:
         drawings = {".svg": to_svg, ".dot": to_dot}
         if kind not in drawings:
             raise UnsupportedError(f"{where()}cannot draw {str(path)!r}: use .svg or .dot")
-        picture = drawings[kind](self.ir(stage))
-        try:
-            Path(path).write_text(picture, encoding="utf-8")
-        except OSError as error:
-            raise DataError(
-                f"{where()}cannot write {str(path)!r} ({error.strerror}): give a file in a folder "
-                "that exists and can be written"
-            ) from error
+        _write(path, drawings[kind](self.ir(stage)))
+
+    def timeline(self, path: str | os.PathLike[str], **sizes: int) -> None:
+        """Draws the arena at these sizes (or `at`) into `path`, an .svg picture: steps to the
+        right, addresses up, what lies there coloured by its kind, with the peak and the budget."""
+        from retrograde.compiler.inspect.kinds import bars
+        from retrograde.compiler.inspect.timeline import timeline
+
+        if Path(path).suffix != ".svg":
+            raise UnsupportedError(f"{where()}cannot draw the arena as {str(path)!r}: use .svg")
+        run, plan, program = self._runnable(), self.plan(**sizes), self._program
+        found = program.choose(plan.sizes)
+        at = ", ".join(f"{name}={size}" for name, size in found.sizes.items())
+        title = f"{program.name}{f' at {at}' if at else ''}: {plan.recipe}"
+        shown = bars(found.recipe, run.recipes[found.index].planned, found.sizes)
+        _write(path, timeline(title, shown, plan.peak_bytes, program.budget))
 
     def explain(self, name: str) -> str:
         """What is called `name`: an input, an output, a module path or a source line
@@ -206,6 +214,16 @@ class Explained:
                     f"{where()}{name} = {given[name]} is out of the bounds of {symbol}"
                 )
         return {name: given[name] for name in known}
+
+
+def _write(path: str | os.PathLike[str], picture: str) -> None:
+    try:
+        Path(path).write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{where()}cannot write {str(path)!r} ({error.strerror}): give a file in a folder "
+            "that exists and can be written"
+        ) from error
 
 
 def _listed(names: Mapping[str, Any]) -> str:

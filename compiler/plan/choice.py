@@ -50,6 +50,21 @@ def choose(recipes: Sequence[Recipe], sizes: Mapping[str, int], budget: int | No
     return min(ways, key=lambda found: (found.height, found.cost, found.index))
 
 
+def frontier(recipes: Sequence[Recipe], sizes: Mapping[str, int]) -> list[Choice]:
+    """From the cheapest way to the one with the lowest arena: those that no other way beats in
+    both."""
+    ways: list[Choice] = []
+    for index, recipe in enumerate(recipes):
+        if recipe.serves(sizes):
+            ways += _ways(index, recipe, _with_runs(recipe, sizes), None)
+    ways.sort(key=lambda found: (found.cost, found.height, found.index))
+    kept: list[Choice] = []
+    for found in ways:
+        if not kept or found.height < kept[-1].height:
+            kept.append(found)
+    return kept
+
+
 def _with_runs(recipe: Recipe, sizes: Mapping[str, int]) -> dict[str, int]:
     full = dict(sizes)
     for runs in recipe.runs:
