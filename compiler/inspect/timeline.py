@@ -80,7 +80,8 @@ def _legend(bars: Sequence[Bar]) -> list[str]:
 
 def _axes(steps: int, most: int, x: Scale, y: Scale) -> list[str]:
     lines = [
-        f'<path d="M{_LEFT} {_TOP} V{_TOP + _HEIGHT} H{_LEFT + _WIDTH}" fill="none" stroke="black"/>'
+        f'<path d="M{_LEFT} {_TOP} V{_TOP + _HEIGHT} H{_LEFT + _WIDTH}" fill="none" '
+        'stroke="black"/>'
     ]
     every = _round(steps / 12, (1, 2, 5), 10)
     for step in range(0, steps + 1, every):
