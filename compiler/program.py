@@ -18,7 +18,6 @@ from retrograde.compiler.ir.collection import paused_collection
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.plan.bounds import PeakForm
 from retrograde.compiler.plan.choice import Choice, choose, frontier
-from retrograde.compiler.plan.memory import Buffer, lower_bound
 from retrograde.compiler.plan.recipe import KernelFile, Recipe
 from retrograde.compiler.plan.specs import BufferSpec, Port
 from retrograde.compiler.plan.step_bound import operation_at
@@ -155,9 +154,7 @@ class Program:
 
     def _refusal(self, lowest: Choice, budget: int) -> BudgetError:
         placed = self._placed(lowest)
-        start = max(
-            (b.start for b in placed), key=lambda t: sum(b.bytes for b in placed if _lives(b, t))
-        )
+        start = lowest.recipe.fullest(lowest.sizes)
         largest = max((b for b in placed if _lives(b, start)), key=lambda b: b.bytes)
         most = " ".join(filter(None, (largest.name or largest.kind, largest.place)))
         operation = operation_at(lowest.recipe.schedule, start)
@@ -208,11 +205,10 @@ class Program:
         found = self.choose(sizes)
         _, state, height = found.recipe.layout(found.sizes)
         placed = self._placed(found)
-        transient = [Buffer(b.start, b.end, b.bytes) for b in placed if b.kind != "state"]
         outputs = sum(
             dims.evaluate(self.outputs[i].type.bytes, sizes) for i in self.returned
         )
-        bound = state + lower_bound(transient)
+        bound = found.recipe.most_live(found.sizes)
         return MemoryPlan(
             dict(sizes), height, state, outputs, bound, placed, found.recipe.name,
             {name: n for name, n in found.sizes.items() if name not in sizes},
@@ -221,7 +217,7 @@ class Program:
 
     def peak(self) -> Peak:
         """The height of the arena in closed form over the symbols."""
-        return Peak(tuple(recipe.peak_form() for recipe in self.recipes), self)
+        return Peak(self)
 
 
 def standing(peak: int, bound: int) -> str:
@@ -246,13 +242,17 @@ class Peak:
     estimate; the call is exact always, by evaluating the plan.  With a budget there is a form for
     each recipe, and a call tells that of the recipe which the budget picks."""
 
-    forms: tuple[PeakForm, ...]
     program: Program
+
+    @property
+    def forms(self) -> tuple[PeakForm, ...]:
+        """By recipe."""
+        return tuple(recipe.form for recipe in self.program.recipes)
 
     @property
     def form(self) -> PeakForm:
         """The form of the first recipe."""
-        return self.forms[0]
+        return self.program.recipes[0].form
 
     def __call__(self, **sizes: int) -> int:
         """The bytes at the sizes of the symbols, such as B=32, T=256."""
@@ -264,12 +264,13 @@ class Peak:
             exact = {name: operator.index(size) for name, size in sizes.items()}
         except TypeError:
             raise ShapeError(f"{where()}sizes are whole numbers, got {sizes}") from None
-        if len(self.forms) == 1 and self.form.exact and self.program.budget is None:
+        program = self.program
+        if len(program.recipes) == 1 and self.form.exact and program.budget is None:
             return self.form.at(exact)
         return self.program.layout(exact)[2]
 
     def __str__(self) -> str:
-        if len(self.forms) == 1:
+        if len(self.program.recipes) == 1:
             return str(self.form)
         named = zip(self.program.recipes, self.forms, strict=True)
         return "; ".join(f"{recipe.name}: {form}" for recipe, form in named)

@@ -57,7 +57,7 @@ class Decision:
 
 def decisions(planned: Planned, graph: Graph) -> list[Decision]:
     """One decision for each value of `graph`, the scheduled one, in the order of steps."""
-    positions: dict[Node, tuple[int, Step]] = {}
+    positions: dict[Node, tuple[int, Step | None]] = {}
     for position, step, _ in walk(planned.schedule.steps):
         if step.node is not None and not isinstance(step, (ChainStep, CopyStep, PackStep)):
             positions.setdefault(step.node, (position, step))

@@ -116,7 +116,7 @@ def _line(name: str, bytes: int, at: int, colour: str, y: Scale, below: bool) ->
 
 def _round(least: float, leading: Sequence[int], base: int) -> int:
     """The least of leading digits times a power of the base that is not below `least`."""
-    power = base ** max(0, math.floor(math.log(max(least, 1), base)))
+    power = int(base ** max(0, math.floor(math.log(max(least, 1), base))))
     return next((d * power for d in leading if d * power >= least), base * power)
 
 

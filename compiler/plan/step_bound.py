@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.collection import paused_collection
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.plan.in_place import takes_over
 from retrograde.compiler.plan.liveness import walk
@@ -110,7 +111,8 @@ def _corners(ends: Mapping[str, tuple[int, int]]) -> list[dict[str, int]]:
 
 def step_bound(schedule: Schedule) -> StepBound:
     """The bound of the steps of `schedule`, chains taken apart into their links."""
-    return _Needs(schedule).bound()
+    with paused_collection():
+        return _Needs(schedule).bound()
 
 
 class _Needs:
