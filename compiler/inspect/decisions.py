@@ -58,9 +58,10 @@ class Decision:
 def decisions(planned: Planned, graph: Graph) -> list[Decision]:
     """One decision for each value of `graph`, the scheduled one, in the order of steps."""
     positions: dict[Node, tuple[int, Step | None]] = {}
-    for position, step, _ in walk(planned.schedule.steps):
-        if step.node is not None and not isinstance(step, (ChainStep, CopyStep, PackStep)):
-            positions.setdefault(step.node, (position, step))
+    for position, at_work, _ in walk(planned.schedule.steps):
+        node = at_work.node
+        if node is not None and not isinstance(at_work, (ChainStep, CopyStep, PackStep)):
+            positions.setdefault(node, (position, at_work))
     kinds = storage_kinds(planned.schedule)
     owners, ends = _owners(planned), _ends(planned)
     readers = _readers(planned)

@@ -1,4 +1,4 @@
-"""A ladder of recipes at very many sizes: one program, the budget kept, the peak told beforehand."""
+"""A ladder of recipes at many sizes: one program, the budget kept, the peak told beforehand."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def some_sizes(count: int) -> list[dict[str, int]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", ["numpy", "native"])
-def test_a_thousand_sizes(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("backend", "count"), [("numpy", 250), ("native", 1000)])
+def test_a_thousand_sizes(backend: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = budget(backend)
     c = step(limit, backend)
     peak = c.peak()
@@ -58,7 +58,7 @@ def test_a_thousand_sizes(backend: str, monkeypatch: pytest.MonkeyPatch) -> None
     compiled: list[Any] = []
     monkeypatch.setattr(pipeline, "_compile", lambda *a: compiled.append(a))
     used, refused, times = set(), 0, []
-    for sizes in some_sizes(1000):
+    for sizes in some_sizes(count):
         start = time.process_time()
         try:
             plan = c.plan(**sizes)
@@ -81,7 +81,7 @@ def test_a_thousand_sizes(backend: str, monkeypatch: pytest.MonkeyPatch) -> None
         if recipes[0].layout(sizes)[2] <= limit:
             assert at == 0
     assert not compiled
-    assert len(used) > 2 and 0 < refused < 900
+    assert len(used) > 2 and 0 < refused < 0.9 * count
     assert np.median(times) < 0.02
 
 
