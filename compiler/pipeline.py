@@ -329,7 +329,7 @@ def _recipes(
             name, everything, planned.buffers, planned.orientation,
             _printed(planned, names, native, options), (),
             graph_cost(ordered), rung.slower, loops, runs, limits, reuse,
-            GAP if options.red_zones else 0,
+            GAP if options.red_zones else 0, schedule=planned.schedule,
         )  # fmt: skip
         orders = tuple(order.chosen)
         made.append(

@@ -7,6 +7,7 @@ picks the cheapest recipe that is within the budget.  Invariant: nothing in it d
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,10 +17,10 @@ from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.collection import paused_collection
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.plan.bounds import PeakForm
-from retrograde.compiler.plan.choice import Choice, choose
-from retrograde.compiler.plan.memory import Buffer, lower_bound
+from retrograde.compiler.plan.choice import Choice, choose, frontier
 from retrograde.compiler.plan.recipe import KernelFile, Recipe
 from retrograde.compiler.plan.specs import BufferSpec, Port
+from retrograde.compiler.plan.step_bound import operation_at
 
 __all__ = [
     "BufferSpec", "Choice", "KernelFile", "MemoryPlan", "Peak", "PlacedBuffer", "Port", "Program",
@@ -48,8 +49,11 @@ class MemoryPlan:
 
     `peak_bytes` is the height of the arena: state, inputs, every temporary.  `output_bytes` are the
     fresh arrays that a call returns, on top.  `lower_bound_bytes` is the most that is live at once
-    in this order of steps; `gap_fraction` how far the plan lies above it.  `recipe` is the one that
-    the budget let pick, with its `plan_sizes`."""
+    in this order of steps; `gap_fraction` how far the plan lies above it.  No order of the steps
+    of any of the program's recipes, each step run as often as one likes, is below
+    `order_lower_bound_bytes` (`plan/step_bound.py` has the proof); `order_gap_fraction` is how far
+    the plan lies above that.  `recipe` is the one that the budget let pick, with its
+    `plan_sizes`."""
 
     sizes: Mapping[str, int]
     peak_bytes: int
@@ -60,6 +64,7 @@ class MemoryPlan:
     recipe: str = ""
     plan_sizes: Mapping[str, int] = field(default_factory=dict)  # what the recipe left open
     recomputed_steps: int = 0  # steps of loops over time that run forward again
+    order_lower_bound_bytes: int = 0
 
     @property
     def arena_bytes(self) -> int:
@@ -76,6 +81,18 @@ class MemoryPlan:
     def optimal(self) -> bool:
         """Whether no placement of these lifetimes can be lower."""
         return self.peak_bytes == self.lower_bound_bytes
+
+    @property
+    def order_gap_fraction(self) -> float:
+        if not self.order_lower_bound_bytes:
+            return 0.0
+        return (self.peak_bytes - self.order_lower_bound_bytes) / self.order_lower_bound_bytes
+
+    @property
+    def standing(self) -> str:
+        """How the peak stands to all orders of the steps: "optimal", "within 12.5%", or
+        "heuristic" where the bound says little: less than half of the peak is proven."""
+        return standing(self.peak_bytes, self.order_lower_bound_bytes)
 
 
 @dataclass(frozen=True)
@@ -130,24 +147,40 @@ class Program:
             raise self._refusal(found, budget)
         return found
 
+    def frontier(self, sizes: Mapping[str, int]) -> list[Choice]:
+        """What there is to choose from at `sizes`, without a budget: from the cheapest way to run
+        to the one with the lowest arena."""
+        return frontier(self.recipes, {s.name: sizes[s.name] for s in self.symbols})
+
     def _refusal(self, lowest: Choice, budget: int) -> BudgetError:
         placed = self._placed(lowest)
-        start = max(
-            (b.start for b in placed), key=lambda t: sum(b.bytes for b in placed if _lives(b, t))
-        )
+        start = lowest.recipe.fullest(lowest.sizes)
         largest = max((b for b in placed if _lives(b, start)), key=lambda b: b.bytes)
-        operation = " ".join(filter(None, (largest.name or largest.kind, largest.place)))
-        entering = sum(dims.evaluate(p.type.bytes, lowest.sizes) for p in self.inputs)
+        most = " ".join(filter(None, (largest.name or largest.kind, largest.place)))
+        operation = operation_at(lowest.recipe.schedule, start)
+        bound, needs = self.order_bound(lowest.sizes)
+        known = (
+            "they meet"
+            if bound == lowest.height
+            else f"between {bound} and {lowest.height} nobody knows"
+        )
         at = ", ".join(f"{s.name}={lowest.sizes[s.name]}" for s in self.symbols)
         return BudgetError(
             f"{where()}{self.name} does not fit into {budget} bytes{f' at {at}' if at else ''}: "
-            f"the smallest peak that can be scheduled is {lowest.height} bytes, and no schedule is "
-            f"below {entering}, what goes in; most of the peak is {operation} "
-            f"({largest.bytes} bytes). Give a larger budget, or smaller sizes",
+            f"the smallest peak that can be scheduled is {lowest.height} bytes, for {operation}, "
+            f"and no order of its steps needs less than {bound}, for {needs} ({known}). The most "
+            f"of the peak is {most} ({largest.bytes} bytes). Give a larger budget, or smaller "
+            "sizes",
             minimum_bytes=lowest.height,
-            lower_bound_bytes=entering,
+            lower_bound_bytes=bound,
             operation=operation,
         )
+
+    def order_bound(self, sizes: Mapping[str, int]) -> tuple[int, str]:
+        """Bytes that no order of the steps of any recipe is below, each step run as often as one
+        likes, and the operation that needs them."""
+        known = {s.name: sizes[s.name] for s in self.symbols}
+        return min(r.order_bound(known) for r in self.recipes if r.serves(known))
 
     def buffer_bytes(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The size of each buffer of the recipe for `sizes`."""
@@ -172,20 +205,29 @@ class Program:
         found = self.choose(sizes)
         _, state, height = found.recipe.layout(found.sizes)
         placed = self._placed(found)
-        transient = [Buffer(b.start, b.end, b.bytes) for b in placed if b.kind != "state"]
         outputs = sum(
             dims.evaluate(self.outputs[i].type.bytes, sizes) for i in self.returned
         )
-        bound = state + lower_bound(transient)
+        bound = found.recipe.most_live(found.sizes)
         return MemoryPlan(
             dict(sizes), height, state, outputs, bound, placed, found.recipe.name,
             {name: n for name, n in found.sizes.items() if name not in sizes},
-            sum(found.again.values()),
+            sum(found.again.values()), self.order_bound(sizes)[0],
         )  # fmt: skip
 
     def peak(self) -> Peak:
         """The height of the arena in closed form over the symbols."""
-        return Peak(tuple(recipe.peak_form() for recipe in self.recipes), self)
+        return Peak(self)
+
+
+def standing(peak: int, bound: int) -> str:
+    """A peak beside what is proven that no peak is below, in a word."""
+    if peak <= bound:
+        return "optimal"
+    if peak > 2 * bound:
+        return "heuristic"
+    # Rounded up: "within" is a promise.
+    return f"within {math.ceil((peak / bound - 1) * 1000) / 10:.1f}%"
 
 
 def _lives(b: PlacedBuffer, time: int) -> bool:
@@ -200,13 +242,17 @@ class Peak:
     estimate; the call is exact always, by evaluating the plan.  With a budget there is a form for
     each recipe, and a call tells that of the recipe which the budget picks."""
 
-    forms: tuple[PeakForm, ...]
     program: Program
+
+    @property
+    def forms(self) -> tuple[PeakForm, ...]:
+        """By recipe."""
+        return tuple(recipe.form for recipe in self.program.recipes)
 
     @property
     def form(self) -> PeakForm:
         """The form of the first recipe."""
-        return self.forms[0]
+        return self.program.recipes[0].form
 
     def __call__(self, **sizes: int) -> int:
         """The bytes at the sizes of the symbols, such as B=32, T=256."""
@@ -218,12 +264,13 @@ class Peak:
             exact = {name: operator.index(size) for name, size in sizes.items()}
         except TypeError:
             raise ShapeError(f"{where()}sizes are whole numbers, got {sizes}") from None
-        if len(self.forms) == 1 and self.form.exact and self.program.budget is None:
+        program = self.program
+        if len(program.recipes) == 1 and self.form.exact and program.budget is None:
             return self.form.at(exact)
         return self.program.layout(exact)[2]
 
     def __str__(self) -> str:
-        if len(self.forms) == 1:
+        if len(self.program.recipes) == 1:
             return str(self.form)
         named = zip(self.program.recipes, self.forms, strict=True)
         return "; ".join(f"{recipe.name}: {form}" for recipe, form in named)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from retrograde.compiler.errors import BudgetError, DataError, ShapeError, UnsupportedError
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ir.location import where
-from retrograde.compiler.program import MemoryPlan, Peak, Program
+from retrograde.compiler.program import BufferSpec, MemoryPlan, Peak, Program
 from retrograde.execution import Runnable, in_bytes
 from retrograde.specs import size_of
 
@@ -89,6 +89,7 @@ class Explained:
         """What the compiler made of the function, and the memory at these sizes (or `at`).
 
         After a run over a ragged batch, also how many operations that run left out."""
+        from retrograde.compiler.inspect.decisions import decisions
         from retrograde.compiler.inspect.report import report  # what few programs are asked for
 
         run, program = self._runnable(), self._program
@@ -100,6 +101,7 @@ class Explained:
         return report(
             program, run.ladder[recipe], plan, run.executable.ragged(recipe),
             (planned.schedule, planned.liveness),
+            decisions(planned, run.ladder[recipe]["order"]) if plan is not None else (),
         )  # fmt: skip
 
     def traffic(self, **sizes: int) -> Traffic:
@@ -136,27 +138,57 @@ class Explained:
         drawings = {".svg": to_svg, ".dot": to_dot}
         if kind not in drawings:
             raise UnsupportedError(f"{where()}cannot draw {str(path)!r}: use .svg or .dot")
-        picture = drawings[kind](self.ir(stage))
-        try:
-            Path(path).write_text(picture, encoding="utf-8")
-        except OSError as error:
-            raise DataError(
-                f"{where()}cannot write {str(path)!r} ({error.strerror}): give a file in a folder "
-                "that exists and can be written"
-            ) from error
+        _write(path, drawings[kind](self.ir(stage)))
 
-    def explain(self, name: str) -> str:
-        """What is called `name`: an input, an output, a module path or a source line
-        ("model.py:12"): its type and the nodes that make and use it."""
+    def timeline(self, path: str | os.PathLike[str], **sizes: int) -> None:
+        """Draws the arena at these sizes (or `at`) into `path`, an .svg picture: steps to the
+        right, addresses up, what lies there coloured by its kind, with the peak and the budget."""
+        from retrograde.compiler.inspect.kinds import bars
+        from retrograde.compiler.inspect.timeline import timeline
+
+        if Path(path).suffix != ".svg":
+            raise UnsupportedError(f"{where()}cannot draw the arena as {str(path)!r}: use .svg")
+        run, plan, program = self._runnable(), self.plan(**sizes), self._program
+        found = program.choose(plan.sizes)
+        at = ", ".join(f"{name}={size}" for name, size in found.sizes.items())
+        title = f"{program.name}{f' at {at}' if at else ''}: {plan.recipe}"
+        shown = bars(found.recipe, run.recipes[found.index].planned, found.sizes)
+        _write(path, timeline(title, shown, plan.peak_bytes, program.budget))
+
+    def explain(self, name: str, **sizes: int) -> str:
+        """What is called `name`, and what was decided about it: an input, an output, a module path
+        (`blocks.0.mlp`), an op (`dot_general`) or a source line (`model.py:12`).
+
+        Of each of its values: whether it is kept for the way back, computed again, fused or in
+        place of another one, and why, with bytes and operations at these sizes (or `at`), or in
+        closed form where no sizes are known.  Raises UnsupportedError with the nearest names for a
+        name that fits nothing."""
+        from retrograde.compiler.inspect.decisions import decisions
+        from retrograde.compiler.inspect.explain import matching, names, refusal, told
+
+        run, program = self._runnable(), self._program
+        given = {**self._at, **sizes}
+        known: dict[str, int] | None = None
+        index = 0
+        if sizes or all(s.name in given for s in program.symbols):
+            plan = self.plan(**sizes)
+            known = {**plan.sizes, **plan.plan_sizes}
+            index = program.choose(plan.sizes).index
+        made = run.recipes[index]
+        found = decisions(made.planned, made.stages["order"])
         graph = self.ir("trace")
         text = _explained(graph, name)
-        if text is None:
-            known = [*graph.input_names, *graph.output_names, *_scopes(graph)]
-            raise UnsupportedError(
-                f"{where()}nothing is called {name!r}: there are {_listed(dict.fromkeys(known))}, "
-                "and source lines such as 'model.py:12'"
-            )
-        return text
+        chosen = matching(found, name)
+        if text is None and not chosen:
+            raise refusal(name, names(graph, found))
+        told_lines = (
+            told(name, chosen, made.recipe.name, program.budget, known) if chosen else []
+        )
+        lines = [text] if text else []
+        lines += [
+            f"memory: {b.kind}, {_held(b)}" for b in made.recipe.buffers if b.name == name
+        ]
+        return "\n".join([*lines, *told_lines])
 
     def certify(
         self,
@@ -208,28 +240,36 @@ class Explained:
         return {name: given[name] for name in known}
 
 
+def _write(path: str | os.PathLike[str], picture: str) -> None:
+    try:
+        Path(path).write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{where()}cannot write {str(path)!r} ({error.strerror}): give a file in a folder "
+            "that exists and can be written"
+        ) from error
+
+
+def _held(b: BufferSpec) -> str:
+    if b.kind == "state":
+        return "always there; its new value is written where it lies"
+    return f"there from step {b.start} to {b.end - 1}"
+
+
 def _listed(names: Mapping[str, Any]) -> str:
     shown = list(names)[:12]
     more = len(names) - len(shown)
     return (", ".join(shown) + (f" and {more} more" if more > 0 else "")) or "none"
 
 
-def _scopes(graph: Graph) -> list[str]:
-    return list(dict.fromkeys(node.scope for node in graph.nodes if node.scope))
-
-
 def _explained(graph: Graph, name: str) -> str | None:
-    for kind, values, names in (
+    for kind, values, called in (
         ("input", graph.inputs, graph.input_names),
         ("output", graph.outputs, graph.output_names),
     ):
-        if name in names:
-            return _value_explained(graph, name, kind, values[names.index(name)])
-    inside = [n for n in graph.nodes if n.scope == name or n.scope.startswith(f"{name}.")]
-    inside = inside or [n for n in graph.nodes if n.loc is not None and str(n.loc) == name]
-    if not inside:
-        return None
-    return "\n".join([f"{name}: {len(inside)} nodes", *(_line(node) for node in inside)])
+        if name in called:
+            return _value_explained(graph, name, kind, values[called.index(name)])
+    return None
 
 
 def _value_explained(graph: Graph, name: str, kind: str, v: Value) -> str:

@@ -11,7 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from retrograde.compiler.errors import ShapeError
+from retrograde.compiler.inspect.decisions import Decision
+from retrograde.compiler.inspect.explain import again_lines
 from retrograde.compiler.inspect.loops import loop_lines, product_cost
+from retrograde.compiler.inspect.numbers import bytes_text, count_text
 from retrograde.compiler.inspect.traffic import apart, traffic
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
@@ -36,7 +39,7 @@ from retrograde.compiler.plan.steps import (
     Unchained,
     WhileStep,
 )
-from retrograde.compiler.program import MemoryPlan, PlacedBuffer, Program
+from retrograde.compiler.program import MemoryPlan, PlacedBuffer, Program, standing
 
 LARGEST = 10  # buffers and groups of copies that are listed
 
@@ -47,12 +50,14 @@ def report(
     plan: MemoryPlan | None = None,
     ran: Mapping[int, Sequence[int]] | None = None,
     planned: tuple[Schedule, Liveness] | None = None,
+    found: Sequence[Decision] = (),
 ) -> str:
     """The report of `program`, whose graphs by stage are `stages`, at the sizes of `plan`.
 
     Without a plan, sizes stay symbols: peaks and work are given in closed form.  `ran` says of each
     ragged loop what the last run ran: rows, rows of all steps, steps run, steps.  `planned` is what
-    was planned of the last stage; without it that is lowered here."""
+    was planned of the last stage; without it that is lowered here.  `found` are the decisions about
+    its values, from which the section on what is computed again is made."""
     if plan is None and not program.symbols:
         plan = program.plan({})
     final = list(stages.values())[-1]
@@ -68,6 +73,7 @@ def report(
         loop_lines(final, plan),
         _ragged(schedule, plan, ran or {}),
         _memory(program, plan),
+        _again(final, plan, found),
         _buffers(program, plan),
         _in_place(liveness),
         _copies(schedule, plan),
@@ -109,7 +115,7 @@ def _steps(schedule: Schedule, graph: Graph, plan: MemoryPlan | None) -> list[st
     sizes = {**plan.sizes, **plan.plan_sizes}
     operations = dims.evaluate(total, sizes)
     share = dims.evaluate(products, sizes) / max(1, operations)
-    lines.append(f"work: {_count(operations)} operations, {share:.0%} in matrix products")
+    lines.append(f"work: {count_text(operations)} operations, {share:.0%} in matrix products")
     return lines
 
 
@@ -122,8 +128,8 @@ def _moved(graph: Graph, plan: MemoryPlan | None) -> list[str]:
     assert isinstance(found.unfused, int) and isinstance(found.fused, int)
     saved = 1 - found.fused / max(1, found.unfused)
     lines = [
-        f"moved: {_bytes(found.fused)} read and written, {saved:.0%} less than the "
-        f"{_bytes(found.unfused)} of single ops"
+        f"moved: {bytes_text(found.fused)} read and written, {saved:.0%} less than the "
+        f"{bytes_text(found.unfused)} of single ops"
     ]
     rows = apart(graph, sizes)
     if rows:
@@ -131,7 +137,7 @@ def _moved(graph: Graph, plan: MemoryPlan | None) -> list[str]:
     for row in rows[:LARGEST]:
         maker, reader = row.places
         place = maker if maker == reader else f"{maker} to {reader}"
-        line = f"  {row.count} x {row.reason}: {_bytes(row.bytes)}, the largest at {place}"
+        line = f"  {row.count} x {row.reason}: {bytes_text(row.bytes)}, the largest at {place}"
         lines.append(line if maker and reader else line.partition(", the largest")[0])
     if len(rows) > LARGEST:
         lines.append(f"  and {len(rows) - LARGEST} more reasons")
@@ -193,14 +199,16 @@ def _ragged(
         batch, cost = loop.mask.shape[1], graph_cost(loop.node.attrs["body"])
         what = "live rows" if loop.rows is not None else "steps with a live row, on all rows"
         each = _per_row(cost, batch, plan)
-        much = f"{_short(cost)} a step" if each is None else f"{_count(round(each))} a row and step"
+        much = f"{_short(cost)} a step"
+        if each is not None:
+            much = f"{count_text(round(each))} a row and step"
         role = "" if loop.node.origin.role == "primal" else f" ({loop.node.origin.role})"
         lines.append(f"  {loop.node.place}{role}: runs {what}, {much}")
         if number not in ran:
             continue
         rows, every, turns, steps = ran[number]
         saved = (every - rows) * (each or 0.0)
-        left = "" if each is None else f", {_count(round(saved))} operations avoided"
+        left = "" if each is None else f", {count_text(round(saved))} operations avoided"
         lines.append(f"    last run: {rows} of {every} rows in {turns} of {steps} steps{left}")
         avoided += saved
         everything += every * (each or 0)
@@ -231,21 +239,40 @@ def _memory(program: Program, plan: MemoryPlan | None) -> list[str]:
         form = f"no closed form: {error}"
     if plan is None:
         return [*lines, f"  planned peak       {form} bytes"]
-    gap = "proven optimal for this order" if plan.optimal else f"gap {plan.gap_fraction:.2%}"
+    placed = _standing(plan.peak_bytes, plan.lower_bound_bytes, "for this order")
+    best = _standing(plan.peak_bytes, plan.order_lower_bound_bytes, "over all orders")
+    _, needs = program.order_bound(plan.sizes)
     inputs = sum(b.bytes for b in plan.buffers if b.kind == "input")
     lines += [
-        f"  planned peak       {_bytes(plan.peak_bytes)}",
-        f"    state            {_bytes(plan.state_bytes)}",
-        f"    the rest         {_bytes(plan.peak_bytes - plan.state_bytes)}, "
-        f"{_bytes(inputs)} of inputs among it",
-        f"  most live at once  {_bytes(plan.lower_bound_bytes)}, {gap}",
-        f"  returned on top    {_bytes(plan.output_bytes)}",
+        f"  planned peak       {bytes_text(plan.peak_bytes)}",
+        f"    state            {bytes_text(plan.state_bytes)}",
+        f"    the rest         {bytes_text(plan.peak_bytes - plan.state_bytes)}, "
+        f"{bytes_text(inputs)} of inputs among it",
+        f"  most live at once  {bytes_text(plan.lower_bound_bytes)}, {placed}",
+        f"  in any order       {bytes_text(plan.order_lower_bound_bytes)} for {needs}, {best}",
+        f"  returned on top    {bytes_text(plan.output_bytes)}",
     ]
     if program.symbols:
         lines.append(f"  in closed form     {_clipped(form)} bytes")
     if program.budget is not None:
-        lines.append(f"  budget             {_bytes(program.budget)}: {plan.recipe}")
+        lines.append(f"  budget             {bytes_text(program.budget)}: {plan.recipe}")
     return lines
+
+
+def _again(graph: Graph, plan: MemoryPlan | None, found: Sequence[Decision]) -> list[str]:
+    if plan is None:
+        return []
+    sizes = {**plan.sizes, **plan.plan_sizes}
+    return again_lines(found, sizes, dims.evaluate(graph_cost(graph), sizes))
+
+
+def _standing(peak: int, bound: int, over: str) -> str:
+    found = standing(peak, bound)
+    words = {
+        "optimal": f"proven optimal {over}",
+        "heuristic": "heuristic: less than half of the peak is proven",
+    }
+    return words.get(found, f"the peak is {found} of it")
 
 
 def _buffers(program: Program, plan: MemoryPlan | None) -> list[str]:
@@ -267,7 +294,7 @@ def _buffers(program: Program, plan: MemoryPlan | None) -> list[str]:
             life = "at several times"
         place = first.place if len(group) == 1 else _alike(first.place)
         words = "  ".join(filter(None, (first.kind, first.name, place, life)))
-        lines.append(f"  {_bytes(first.bytes):>10}{times}  {words}")
+        lines.append(f"  {bytes_text(first.bytes):>10}{times}  {words}")
     return lines
 
 
@@ -307,7 +334,7 @@ def _copies(schedule: Schedule, plan: MemoryPlan | None) -> list[str]:
         for (why, place), sizes in groups.items()
     ]
     for total, why, place, sizes in sorted(weighed, key=lambda row: -row[0])[:LARGEST]:
-        much = _bytes(total) if plan else _short(sum(sizes, 0)) + " bytes"
+        much = bytes_text(total) if plan else _short(sum(sizes, 0)) + " bytes"
         lines.append(f"  {len(sizes)} x {why}: {much}  {place}".rstrip())
     if len(weighed) > LARGEST:
         lines.append(f"  and {len(weighed) - LARGEST} more places")
@@ -319,23 +346,6 @@ def _copies_in(steps: Sequence[Step]) -> Iterator[CopyStep]:
 
 
 # --- numbers for people
-
-
-def _bytes(count: int) -> str:
-    """Bytes in binary units with three digits."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{count} B" if unit == "B" else f"{size:.2f} {unit}"
-        size /= 1024
-    raise AssertionError  # the loop always returns
-
-
-def _count(number: int) -> str:
-    for limit, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g} {unit}"
-    return str(number)
 
 
 def _short(d: Dim) -> str:

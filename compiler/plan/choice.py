@@ -8,7 +8,7 @@ budget falls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from retrograde.compiler.ir import dims
@@ -36,18 +36,49 @@ class Choice:
 def choose(recipes: Sequence[Recipe], sizes: Mapping[str, int], budget: int | None) -> Choice:
     """The cheapest recipe whose arena is within `budget` (None: any), the first of the recipes if
     it is one of those; else the one with the lowest arena."""
-    ways: list[Choice] = []
-    for index, recipe in enumerate(recipes):
+    best: Choice | None = None
+    lowest: Choice | None = None
+
+    def beaten(cost: float) -> bool:
+        return best is not None and cost > best.cost
+
+    for index, recipe in sorted(enumerate(recipes), key=lambda item: bool(item[1].loops)):
         if not recipe.serves(sizes):
             continue
-        found = list(_ways(index, recipe, _with_runs(recipe, sizes), budget))
-        if index == 0 and (budget is None or found[0].height <= budget):
-            return found[0]
-        ways += found
-    fitting = [found for found in ways if budget is None or found.height <= budget]
-    if fitting:
-        return min(fitting, key=lambda found: (found.cost, found.height, found.index))
-    return min(ways, key=lambda found: (found.height, found.cost, found.index))
+        for found in _ways(index, recipe, _with_runs(recipe, sizes), budget, beaten):
+            if budget is None or found.height <= budget:
+                if index == 0:
+                    return found
+                if best is None or _by_cost(found) < _by_cost(best):
+                    best = found
+            elif lowest is None or _by_height(found) < _by_height(lowest):
+                lowest = found
+    chosen = best or lowest
+    assert chosen is not None, "the first recipes are for all sizes"
+    return chosen
+
+
+def _by_cost(found: Choice) -> tuple[float, int, int]:
+    return found.cost, found.height, found.index
+
+
+def _by_height(found: Choice) -> tuple[int, float, int]:
+    return found.height, found.cost, found.index
+
+
+def frontier(recipes: Sequence[Recipe], sizes: Mapping[str, int]) -> list[Choice]:
+    """From the cheapest way to the one with the lowest arena: those that no other way beats in
+    both."""
+    ways: list[Choice] = []
+    for index, recipe in enumerate(recipes):
+        if recipe.serves(sizes):
+            ways += _ways(index, recipe, _with_runs(recipe, sizes), None)
+    ways.sort(key=lambda found: (found.cost, found.height, found.index))
+    kept: list[Choice] = []
+    for found in ways:
+        if not kept or found.height < kept[-1].height:
+            kept.append(found)
+    return kept
 
 
 def _with_runs(recipe: Recipe, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -59,13 +90,16 @@ def _with_runs(recipe: Recipe, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _ways(
-    index: int, recipe: Recipe, sizes: Mapping[str, int], budget: int | None
-) -> Iterator[Choice]:
-    """For each candidate length of a segment: the most states that fit, and the fewest."""
+    index: int, recipe: Recipe, sizes: Mapping[str, int], budget: int | None,
+    beaten: Callable[[float], bool] = lambda cost: False,
+) -> Iterator[Choice]:  # fmt: skip
+    """For each candidate length of a segment: the most states that fit, and the fewest.
+
+    Ways that cost too much, as `beaten` says, are left out before they are laid out."""
     if not recipe.loops:
-        height = recipe.layout(sizes)[2]
         cost = dims.evaluate(recipe.work, sizes) * recipe.slower
-        yield Choice(index, recipe, dict(sizes), height, cost, {})
+        if not beaten(cost):
+            yield Choice(index, recipe, dict(sizes), recipe.layout(sizes)[2], cost, {})
         return
     if all(loop.given for loop in recipe.loops):
         yield _at(index, recipe, sizes, 1, 1)
@@ -74,6 +108,10 @@ def _ways(
     most_steps = min((loop.longest for loop in recipe.loops if loop.longest), default=longest)
     for segment in _segment_lengths(longest, most_steps):
         most = max(1, segment_count(longest, segment) - 1)
+
+        # More states never cost more.
+        if beaten(_costed(recipe, sizes, segment, most)[1]):
+            continue
 
         def at(slots: int, segment: int = segment) -> Choice:
             return _at(index, recipe, sizes, segment, slots)
@@ -98,6 +136,14 @@ def _ways(
 
 
 def _at(index: int, recipe: Recipe, sizes: Mapping[str, int], segment: int, slots: int) -> Choice:
+    full, cost, again = _costed(recipe, sizes, segment, slots)
+    return Choice(index, recipe, full, recipe.layout(full)[2], cost, again)
+
+
+def _costed(
+    recipe: Recipe, sizes: Mapping[str, int], segment: int, slots: int
+) -> tuple[dict[str, int], float, dict[str, int]]:
+    """(all sizes, operations, steps that run again by segment symbol)."""
     full = dict(sizes)
     for loop in recipe.loops:
         full[loop.segment] = segment
@@ -115,7 +161,7 @@ def _at(index: int, recipe: Recipe, sizes: Mapping[str, int], segment: int, slot
         cost += dims.evaluate(loop.step, sizes) * steps
         cost += dims.evaluate(loop.again, sizes) * with_residuals
         cost += _PER_SEGMENT * (parts + 3 * count)
-    return Choice(index, recipe, full, recipe.layout(full)[2], cost * recipe.slower, again)
+    return full, cost * recipe.slower, again
 
 
 def _segment_lengths(length: int, most: int) -> list[int]:

@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.plan.bounds import PeakForm, peak_terms
 from retrograde.compiler.plan.memory import Orientation
 from retrograde.compiler.plan.specs import BufferSpec
+from retrograde.compiler.plan.step_bound import StepBound, step_bound
+from retrograde.compiler.plan.steps import Schedule
 
+_KEPT = 4  # layouts of a recipe that are remembered: a plan asks several times for one
 _HEADING = re.compile(r"\n\n/\*(?:(?!\*/).)*\*/\n(?=static i64 k\d+\()", re.DOTALL)
 
 
@@ -78,12 +84,13 @@ class Recipe:
     limits: tuple[tuple[Dim, int], ...] = ()  # sizes and what they may be at most
     reuse: bool = True  # False: every buffer has a place of its own
     gap: int = 0  # bytes before the first buffer and behind each, where none is reused
+    schedule: Schedule = field(kw_only=True, repr=False, compare=False)  # what `source` spells
 
     def serves(self, sizes: Mapping[str, int]) -> bool:
         """Whether the recipe is one for these sizes."""
         return all(dims.evaluate(d, sizes) <= most for d, most in self.limits)
 
-    @property
+    @cached_property
     def state_count(self) -> int:
         """How many buffers are state."""
         return sum(1 for b in self.buffers if b.kind == "state")
@@ -109,6 +116,19 @@ class Recipe:
 
     def layout(self, sizes: Mapping[str, int]) -> tuple[list[int], int, int]:
         """(the offset of each buffer, the bytes of state, the height of the arena)."""
+        key = tuple(sizes[s.name] for s in self.symbols)
+        found = self._layouts.get(key)
+        if found is None:
+            while len(self._layouts) >= _KEPT:
+                self._layouts.pop(next(iter(self._layouts)), None)
+            found = self._layouts[key] = self._laid_out(sizes)
+        return found
+
+    @cached_property
+    def _layouts(self) -> dict[tuple[int, ...], tuple[list[int], int, int]]:
+        return {}
+
+    def _laid_out(self, sizes: Mapping[str, int]) -> tuple[list[int], int, int]:
         size = self.buffer_bytes(sizes)
         n = self.state_count
         if self.gap:
@@ -121,7 +141,60 @@ class Recipe:
             above, height = stack(size[n:])
         return [*offsets, *(state + o for o in above)], state, state + height
 
-    def peak_form(self) -> PeakForm:
+    @cached_property
+    def _bound(self) -> StepBound:
+        return step_bound(self.schedule)
+
+    def order_bound(self, sizes: Mapping[str, int]) -> tuple[int, str]:
+        """Bytes that no order of the recipe's steps needs less than, each run as often as one
+        likes, whatever the recipe's own sizes; and the operation that needs them."""
+        ends: dict[str, tuple[int, int]] = {}
+        for loop in self.loops:
+            length = max(1, dims.evaluate(loop.length, sizes))
+            segment = 1 if loop.given else min(length, loop.longest or length)
+            ends[loop.segment] = 1, segment
+            if loop.slots:
+                ends[loop.slots] = 1, length
+        for runs in self.runs:
+            steps = max(1, min(runs.steps, dims.evaluate(runs.length, sizes)))
+            ends.setdefault(runs.name, (steps, steps))
+        full = {**sizes, **{name: low for name, (low, _) in ends.items()}}
+        state = sum(self.buffer_bytes(full)[: self.state_count])
+        needed, operation = self._bound.at(full, ends)
+        return state + needed, operation
+
+    @cached_property
+    def _events(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+        """The buffers that are not state as they come and go, and 1 or -1 for each.  At one
+        instant the ends come before the starts; what lives for no time comes and goes."""
+        events = []
+        for i, b in enumerate(self.buffers[self.state_count :], self.state_count):
+            events += [(b.start, 1, i), (max(b.end, b.start), 2 if b.end <= b.start else 0, i)]
+        events.sort()
+        signs = [1 if turn == 1 else -1 for _, turn, _ in events]
+        return np.array([i for *_, i in events], np.intp), np.array(signs, np.int64)
+
+    def most_live(self, sizes: Mapping[str, int]) -> int:
+        """The most bytes that are live at once, state included: no placement is below."""
+        return sum(self.buffer_bytes(sizes)[: self.state_count]) + int(
+            self._live(sizes).max(initial=0)
+        )
+
+    def fullest(self, sizes: Mapping[str, int]) -> int:
+        """A step at which the most bytes are live."""
+        live = self._live(sizes)
+        return self.buffers[int(self._events[0][live.argmax()])].start if len(live) else 0
+
+    def _live(self, sizes: Mapping[str, int]) -> npt.NDArray[np.int64]:
+        """The bytes of what is not state, after each of the events."""
+        which, signs = self._events
+        live: npt.NDArray[np.int64] = np.cumsum(
+            np.array(self.buffer_bytes(sizes), np.int64)[which] * signs
+        )
+        return live
+
+    @cached_property
+    def form(self) -> PeakForm:
         """The height of the arena in closed form over the symbols."""
         n = self.state_count
         state: Dim = 0

@@ -130,8 +130,15 @@ def compile_(recipe: str, **options: Any) -> None:
 @click.option("-B", "batch_sizes", metavar="N,N…", help="Batch sizes, the rows: 1,8,32.")
 @click.option("-T", "lengths", metavar="N,N…", help="Lengths, the columns: 64,256.")
 @click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="Any other size.")
+@click.option("--budget", metavar="BYTES", help="Compile for at most this: 1GiB, 300MiB.")
+@click.option("--at", metavar="NAME=N,…", help="The sizes to plan for: B=8,T=256.")
+@click.option("-o", "--output", metavar="FILE.svg", help="Draw the arena over the steps there.")
 def plan(recipe: str, **options: Any) -> None:
-    """Show the peak memory of RECIPE's training step over sizes."""
+    """Show the peak memory of RECIPE's training step over sizes.
+
+    With a budget also what can be traded for it: the frontier of peak against work, the recipe at
+    every size, the largest length for each batch size.
+    """
     from retrograde.cli.explanation import show_plan
 
     show_plan(recipe, **options)

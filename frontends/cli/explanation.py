@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from retrograde.cli.recipes import compiled_step, find, settled
-from retrograde.compiler.errors import DataError
+from retrograde.compiler.errors import BudgetError, DataError
 from retrograde.compiler.ir.dims import Symbol
 from retrograde.compiler.plan.bounds import PeakForm
+from retrograde.compiler.plan.choice import Choice
+from retrograde.compiler.program import standing
 
 _ROWS, _COLUMNS = (1, 2, 4, 8, 16, 32, 64), (32, 64, 128, 256, 512)
+_MOST_WAYS = 14  # of the frontier that are shown, about
 
 
 def show_report(
@@ -51,31 +55,133 @@ def draw(
 def show_plan(
     recipe: str, *, pairs: tuple[str, ...], config: str | None, data: str | None,
     batch_sizes: str | None, lengths: str | None, sizes: tuple[str, ...],
+    budget: str | None = None, at: str | None = None, output: str | None = None,
 ) -> None:  # fmt: skip
-    """Prints the peak in closed form, and a table of it over batch sizes and lengths."""
-    step = _compiled(recipe, pairs, config, data)
-    click.echo(_closed_form(step.peak().form) + "\n")
+    """Prints the peak in closed form, and a table of it over batch sizes and lengths; under a
+    budget what it trades; draws the arena."""
+    planned_for = _sizes(at.split(",") if at else (), "--at")
+    step = _compiled(recipe, pairs, config, data, budget, planned_for)
     symbols = step.ir().symbols()
+    others = _sizes(sizes)
     rows = _axis("B", batch_sizes, _ROWS, symbols)
     columns = _axis("T", lengths, _COLUMNS, symbols)
-    others = _sizes(sizes)
+    if budget is None:
+        click.echo(_closed_form(step.peak().form))
+    else:
+        click.echo("\n".join(frontier_lines(step, budget)))
+    click.echo("\n" + "\n".join(table_lines(step, rows, columns, symbols, others)))
+    if budget is not None and "T" in symbols:
+        click.echo("\n" + "\n".join(largest_lines(step, rows, symbols, budget, others)))
+    if output is not None:
+        step.timeline(output)
+        click.echo(f"\nthe arena at {_at(step.plan().sizes)} is drawn in {output}")
+
+
+def frontier_lines(step: Any, budget: str) -> list[str]:
+    """What there is to choose from at the sizes of the plan: peak against work."""
+    plan = step.plan()
+    program = step._program
+    found = program.frontier(plan.sizes)
+    first = program.choose(plan.sizes, sys.maxsize)
+    lines = [f"budget {budget} at {_at(plan.sizes)}", "", f"{'peak':>12}  {'work':>6}  recipe"]
+    if not any(way.index == first.index and way.cost == first.cost for way in found):
+        found = [first, *found]
+    shown = _apart(found, plan.peak_bytes)
+    for way in shown:
+        chosen = " <- within the budget" if way.height == plan.peak_bytes else ""
+        own = {n: size for n, size in way.sizes.items() if n not in plan.sizes}
+        cut = f" ({_at(own)})" if own else ""
+        much = f"{way.cost / first.cost:.3f}" if first.cost else "1"
+        lines.append(f"{_size_text(way.height):>12}  {much:>6}  {way.recipe.name}{cut}{chosen}")
+    if len(found) > len(shown):
+        lines.append(f"  and {len(found) - len(shown)} more between those")
+    bound = plan.order_lower_bound_bytes
+    low = found[-1].height
+    lines.append(
+        f"no order of the steps needs less than {_size_text(bound)}: "
+        f"the lowest peak is {standing(low, bound)}"
+        + (" of that" if standing(low, bound).startswith("within") else "")
+    )
+    return lines
+
+
+def _apart(found: Sequence[Choice], chosen: int) -> list[Choice]:
+    """The ends, the one of the chosen peak, and what lies well apart between."""
+    step = (found[0].height / max(1, found[-1].height)) ** (1 / _MOST_WAYS)
+    kept: list[Choice] = []
+    for way in found:
+        far = not kept or way.height * step <= kept[-1].height
+        if far or way is found[-1] or way.height == chosen:
+            kept.append(way)
+    return kept
+
+
+def table_lines(
+    step: Any, rows: Sequence[int], columns: Sequence[int], symbols: Mapping[str, Symbol],
+    others: Mapping[str, int],
+) -> list[str]:  # fmt: skip
+    """The peak over batch sizes and lengths; with several recipes, which of them it is of."""
+    recipes = [recipe.name for recipe in step._program.recipes]
+    used: dict[str, str] = {}  # recipes by the letters that stand for them
+
+    def cell(b: int, t: int) -> str:
+        try:
+            plan = step.plan(**_known(symbols, B=b, T=t, **others))
+        except BudgetError as error:
+            return f"({_size_text(error.minimum_bytes or 0)})"
+        letter = _letter(recipes.index(plan.recipe))
+        if len(recipes) == 1:
+            return _size_text(plan.peak_bytes)
+        used[letter] = plan.recipe
+        return f"{_size_text(plan.peak_bytes)} {letter}"
+
     header = [f"B={b}" for b in rows] if "B" in symbols else ["peak"]
     titles = [f"T={t}" for t in columns] if "T" in symbols else ["peak"]
-    cells = [
-        [_size_text(step.plan(**_known(symbols, B=b, T=t, **others)).peak_bytes) for t in columns]
-        for b in rows
-    ]
-    wide = max(map(len, [*titles, *(cell for row in cells for cell in row)]))
+    cells = [[cell(b, t) for t in columns] for b in rows]
+    wide = max(map(len, [*titles, *(text for row in cells for text in row)]))
     first = max(map(len, header))
-    click.echo(" " * first + "".join(f"  {title:>{wide}}" for title in titles))
+    lines = [" " * first + "".join(f"  {title:>{wide}}" for title in titles)]
     for name, row in zip(header, cells, strict=True):
-        click.echo(f"{name:<{first}}" + "".join(f"  {cell:>{wide}}" for cell in row))
+        lines.append(f"{name:<{first}}" + "".join(f"  {text:>{wide}}" for text in row))
+    lines += [f"  {letter}: {name}" for letter, name in sorted(used.items())]
+    if any(text.startswith("(") for row in cells for text in row):
+        lines.append("  in brackets: the smallest peak, which is above the budget")
+    return lines
 
 
-def _compiled(recipe: str, pairs: tuple[str, ...], config: str | None, data: str | None) -> Any:
+def largest_lines(
+    step: Any, rows: Sequence[int], symbols: Mapping[str, Symbol], budget: str,
+    others: Mapping[str, int],
+) -> list[str]:  # fmt: skip
+    """The largest T within the budget, for each B."""
+    lines = [f"largest T within {budget}"]
+    for b in rows:
+        known = {n: size for n, size in _known(symbols, B=b, **others).items() if n != "T"}
+        try:
+            found = step.largest("T", budget, **known)
+            most = ", the most there is" if found == symbols["T"].max else ""
+            text = f"{found}{most}"
+        except BudgetError:
+            text = "none"
+        lines.append(f"  {f'B={b}: ' if 'B' in symbols else ''}{text}")
+    return lines
+
+
+def _letter(index: int) -> str:
+    return chr(ord("a") + index) if index < 26 else f"a{index}"
+
+
+def _at(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={size}" for name, size in sizes.items())
+
+
+def _compiled(
+    recipe: str, pairs: tuple[str, ...], config: str | None, data: str | None,
+    budget: str | None = None, at: Mapping[str, int] | None = None,
+) -> Any:  # fmt: skip
     found = find(recipe)
     settings = settled(found, {"data": data}, pairs, config)
-    return compiled_step(found.build(settings), settings)
+    return compiled_step(found.build(settings), settings, budget, at)
 
 
 def _closed_form(form: PeakForm) -> str:
@@ -109,13 +215,13 @@ def _axis(
     return numbers
 
 
-def _sizes(texts: Sequence[str]) -> dict[str, int]:
+def _sizes(texts: Sequence[str], option: str = "--size") -> dict[str, int]:
     found: dict[str, int] = {}
     for text in texts:
         name, separator, number = text.partition("=")
         if not separator:
-            raise DataError(f"--size {text}: write --size NAME=N, as in B=32")
-        found[name.strip()] = _whole(number, f"--size {text}")
+            raise DataError(f"{option} {text}: write {option} NAME=N, as in B=32")
+        found[name.strip()] = _whole(number, f"{option} {text}")
     return found
 
 

@@ -45,14 +45,20 @@ def settled(
     return resolve(recipe.settings, recipe.name, own, pairs, file=config, stored=stored)
 
 
-def compiled_step(training: Training, settings: Mapping[str, Any]) -> Any:
-    """The compiled training step."""
+def compiled_step(
+    training: Training,
+    settings: Mapping[str, Any],
+    budget: str | None = None,
+    at: Mapping[str, int] | None = None,
+) -> Any:
+    """The compiled training step, within a budget; made for the sizes `at` where they are given."""
     return rg.compile_training(
         training.loss,
         training.model,
         training.optimizer,
         batch=dict(training.specs),
-        at=dict(training.at) or None,
+        budget=budget,
+        at={**training.at, **(at or {})} or None,
         backend=settings["backend"],
         threads=settings["threads"],
         clip_norm=training.clip_norm,
