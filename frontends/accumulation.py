@@ -1,4 +1,4 @@
-"""Gradients of a batch part by part: a loss, parameters, a batch -> loss and gradients of the whole.
+"""Gradients part by part: a loss, parameters, a batch -> loss and gradients of the whole batch.
 
 One loop over k microbatches, forward and back in each, adds up the gradients in carries; the counts
 of the whole batch are totalled before, so that every term of every microbatch is weighed as in one

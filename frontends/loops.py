@@ -186,8 +186,11 @@ def _scan(
         entering = [cast(x, d) for x, d in zip(entering, dtypes, strict=True)]
         weak = [False] * n
         made = traced()
+    body_graph = made.graph
+    if (marks or {}).get("apart"):
+        body_graph = body_graph.replace(aliases=tuple((i, i) for i in range(n)))
     attrs = {
-        "body": made.graph, "carries": n, "slices": len(xs), "length": steps, "reverse": reverse,
+        "body": body_graph, "carries": n, "slices": len(xs), "length": steps, "reverse": reverse,
         **{name: mark for name, mark in (marks or {}).items() if mark is not None},
     }  # fmt: skip
     if not made.graph.outputs and not any(map(has_effect, made.graph.nodes)):
