@@ -17,7 +17,7 @@ from retrograde.compiler.errors import DataError, ShapeError, UnsupportedError
 from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.builder import required
 from retrograde.compiler.ir.dims import Dim, Poly
-from retrograde.compiler.ir.expr import SCALARS, Expr, apply, cast, zeros
+from retrograde.compiler.ir.expr import Expr, apply, cast, zeros
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.registry import lookup
@@ -187,7 +187,7 @@ class _Parted:
         return self.traced.graph.outputs[1].dtype
 
     def terms(self, results: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
-        return [tuple(results[i : i + 3]) for i in range(0, len(results), 3)]  # type: ignore[misc]
+        return [tuple(results[i : i + 3]) for i in range(0, len(results), 3)]
 
     def varies(self, v: Value) -> bool:
         return v in self.data or v in self.sized
@@ -233,11 +233,11 @@ class _Parted:
     ) -> list[Expr]:
         """The totals of counts that the data decide: a loop of its own, for nothing else."""
 
-        def body(carry: Sequence[Expr], slices: Sequence[Expr]) -> tuple[list[Expr], None]:
+        def body(carry: list[Expr], slices: list[Expr]) -> tuple[list[Expr], None]:
             more = self._inlined(counts, params, slices)
             return [a + b for a, b in zip(carry, more, strict=True)], None
 
-        return parts_loop(body, [zeros(c.type) for c in counts], xs, parts)[0]
+        return parts_loop(body, [zeros(c.type) for c in counts], list(xs), parts)[0]
 
     def _inlined(
         self, wanted: Sequence[Value], params: Sequence[Expr], slices: Sequence[Expr]
@@ -317,8 +317,8 @@ def _term(weight: Any, total: Any, count: Any) -> tuple[Expr, Expr, Expr]:
     counted = strong(expression(count))
     if not counted.dtype.is_float:
         counted = cast(counted, dtypes.i64)
-    factor = required().constant(weight, total.dtype) if isinstance(weight, SCALARS) else weight
-    return expression(factor), total, counted
+    factor = expression(weight)
+    return cast(factor, total.dtype) if factor.weak else factor, total, counted
 
 
 def _reached(

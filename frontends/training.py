@@ -74,12 +74,22 @@ def compile_training(
     `loss(model, **batch)` returns one float or a `Mean`; the batch's entries are specs (or trees of
     them) with named sizes, and one program serves all sizes.  Every float array of `model` is
     trained.  `clip_norm` bounds the norm of all gradients together; `seed` is that of dropout; `at`
-    names the sizes that the plan is made for.  `budget`: the most bytes that a step may take at any
+    names the sizes that the plan is made for.
+
+    `accumulate` of k works on a batch in k parts, one after the other within the step, in the
+    memory of one part and the sums of the gradients.  The loss is a `Mean`, whose counts are
+    totalled over the whole batch first: so the step is that of the batch in one piece up to
+    rounding, dropout included, as long as its rows do not meet in the loss.  The batch is cut along
+    the named size that most entries have as an axis (the first of these); entries without it go to
+    all parts whole.  A step on a batch that is no multiple of k raises ShapeError; a loss whose
+    parts do not add up to that of the batch is an UnsupportedError.
+
+    `budget`: the most bytes that a step may take at any
     size, parameters and optimizer included, as a number or "64MiB"; what does not fit is computed
     again instead of being kept.  Raises BudgetError where that is not
     enough, at the sizes of `at` now and at others when a step runs.  `truncate` of K: gradients go
     back through loops over time for runs of K steps only; the carries go on (see `scan`).
-    `precision` and `accumulate` above 1 are not in this release (UnsupportedError)."""
+    `precision` is not in this release (UnsupportedError)."""
     refuse_unbuilt(precision)
     accumulate = checked_accumulate(accumulate)
     truncate = checked_truncation(truncate)

@@ -56,5 +56,6 @@ def compiled_step(training: Training, settings: Mapping[str, Any]) -> Any:
         backend=settings["backend"],
         threads=settings["threads"],
         clip_norm=training.clip_norm,
+        accumulate=settings["accumulate"],
         seed=settings["seed"],
     )
