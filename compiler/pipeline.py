@@ -278,9 +278,7 @@ def _staged(
         if options.leaves_out(name):
             stages[name] = graph
             continue
-        graph = stages[name] = (
-            everywhere(transform, graph, but) if inside else outermost(transform, graph)
-        )
+        graph = stages[name] = (everywhere if inside else outermost)(transform, graph, but)
         _check(graph, name, options)
     return stages
 
@@ -307,7 +305,7 @@ def _recipes(
     everything = (*symbols, *(dims.symbols(dims.dim(s))[0] for s in own))
     made = []
     for name, again in _ways(rung.name, graph, group, sizes, options):
-        last = {stage: transform(graph) for stage, transform in again}
+        last = _staged(graph, again, options, inside=False)
         last |= _staged(last["remat"] if again else graph, (group,), options)
         given = decided.get(name)
         if given is not None and given.graph != graph_digest(last[BEFORE_ORDER]):

@@ -65,16 +65,16 @@ def is_apart(node: Node) -> bool:
     return node.op.name == "scan" and bool(node.attrs.get("apart"))
 
 
-def outermost(transform: Pass, graph: Graph) -> Graph:
+def outermost(transform: Pass, graph: Graph, but: str = "") -> Graph:
     """`transform` of the graph after that of the bodies of its scans over parts, and of no other
-    sub-graph."""
-    nodes = []
-    for node in graph.nodes:
-        if is_apart(node):
-            body = outermost(transform, node.attrs["body"])
-            node = replace(node, attrs={**node.attrs, "body": body})
-        nodes.append(node)
-    if any(map(is_apart, nodes)):
+    sub-graph; `AtWork` finds its body by itself."""
+    if not isinstance(transform, AtWork) and any(map(is_apart, graph.nodes)):
+        nodes = []
+        for node in graph.nodes:
+            if is_apart(node):
+                body = outermost(transform, node.attrs["body"])
+                node = replace(node, attrs={**node.attrs, "body": body})
+            nodes.append(node)
         graph = graph.replace(nodes=tuple(nodes))
     return transform(graph)
 
