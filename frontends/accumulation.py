@@ -177,8 +177,6 @@ class _Parted:
     term; and what of it depends on which part it is."""
 
     traced: Traced
-    name: str
-    inputs: int  # parameters and slices
     data: frozenset[Value]  # what depends on the slices
     sized: frozenset[Value]  # what depends on the number of rows
 
@@ -307,7 +305,7 @@ def _traced(
     data = _reached(traced.graph, set(inputs[n : n + len(xs)]), lambda node: False)
     rows = {s.name for s in dims.symbols(part)}
     sized = _reached(traced.graph, set(), lambda node: _mentions(node, rows))
-    made = _Parted(traced, name, n + len(xs), data, sized)
+    made = _Parted(traced, data, sized)
     made.check()
     return made
 
@@ -344,6 +342,3 @@ def _mentions(node: Node, names: set[str]) -> bool:
 def _line(v: Value, makers: Any) -> str:
     made = makers.get(v)
     return where(made.loc if made is not None else None)
-
-
-
