@@ -33,7 +33,14 @@ from retrograde.compiler.passes.expand import Expand
 from retrograde.compiler.passes.fold import Fold
 from retrograde.compiler.passes.group import Group
 from retrograde.compiler.passes.ladder import Rung, Stage, ladder
-from retrograde.compiler.passes.regions import everywhere
+from retrograde.compiler.passes.regions import (
+    AtWork,
+    everywhere,
+    outermost,
+    outermost_nodes,
+    part_at_work,
+    runs_back,
+)
 from retrograde.compiler.passes.rows import RowProducts
 from retrograde.compiler.passes.scan_hoist import HoistScan
 from retrograde.compiler.passes.scan_lookup import LookUpInScan
@@ -234,7 +241,7 @@ def _compile(
     truncated = tuple(truncation(start))
     made: list[CompiledRecipe] = []
     seen: set[str] = set()
-    asked = any(node.attrs.get("slots") is not None for node in start.nodes)
+    asked = any(node.attrs.get("slots") is not None for node in outermost_nodes(start))
     for rung in ladder(bool(truncated), options.budget is not None, asked):
         changed = _staged(start, rung.passes, options, inside=False)
         end = changed[rung.passes[-1][0]] if rung.passes else start
@@ -270,7 +277,8 @@ def _compile(
 def _staged(
     graph: Graph, passes: Sequence[Stage], options: Options, inside: bool = True
 ) -> dict[str, Graph]:
-    """The graph after each of the passes, which act on sub-graphs too where `inside`.
+    """The graph after each of the passes, which act on sub-graphs too where `inside`, else on the
+    graph and what it does part by part.
 
     A kernel has no memory for an order at some size to save: groups stay as they are."""
     but = "fused" if options.native else ""
@@ -279,7 +287,7 @@ def _staged(
         if options.leaves_out(name):
             stages[name] = graph
             continue
-        graph = stages[name] = everywhere(transform, graph, but) if inside else transform(graph)
+        graph = stages[name] = (everywhere if inside else outermost)(transform, graph, but)
         _check(graph, name, options)
     return stages
 
@@ -345,17 +353,18 @@ def _ways(
     name: str, graph: Graph, group: Stage, sizes: Mapping[str, int], options: Options
 ) -> list[tuple[str, tuple[Stage, ...]]]:
     """Names of recipes, and what each of them computes again."""
-    back = any(node.origin.role != "primal" for node in graph.nodes)
-    if not back or not (options.native or options.budget is not None):
+    work = part_at_work(graph)
+    if not runs_back(work) or not (options.native or options.budget is not None):
         return [(name, ())]
-    found = Recomputing(graph, _staged(graph, (group,), options)[group[0]], sizes, options.native)
+    grouped = part_at_work(_staged(graph, (group,), options)[group[0]])
+    found = Recomputing(work, grouped, sizes, options.native)
     light = found.usual() if options.native else None
     ways: list[tuple[str, tuple[Stage, ...]]] = [
-        (name, () if light is None else (("remat", light.transform),))
+        (name, () if light is None else (("remat", AtWork(light.transform)),))
     ]
     if options.budget is not None:
         for way in found.under_budget(None if light is None else light.peak):
-            ways.append((f"{name}, {way.name}", (("remat", way.transform),)))
+            ways.append((f"{name}, {way.name}", (("remat", AtWork(way.transform)),)))
     return ways
 
 

@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from retrograde import structures, tree
+from retrograde.accumulation import Split
 from retrograde.building import builder
 from retrograde.captures import Captures
 from retrograde.compiler.errors import CheckpointError, DataError, UnsupportedError
-from retrograde.compiler.ir.graph import Graph
+from retrograde.compiler.ir.graph import Graph, TensorType
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.plan.decided import Decided
 from retrograde.execution import Array, checked_budget, runnable
@@ -150,4 +151,23 @@ def _parts(program: Any, graph: Graph) -> StepParts:
         names=tuple(names[: program["inputs"]]),
         clip_norm=None,
         truncate=None,
+        split=_split(program.get("split"), types[first : first + entries]),
     )
+
+
+def _split(held: Any, types: Sequence[TensorType]) -> Split | None:
+    """How a batch is cut into microbatches, as its file tells."""
+    if held is None:
+        return None
+    parts, rows, axes = held["parts"], held["rows"], held["axes"]
+    fits = (
+        type(parts) is int and parts > 1 and isinstance(rows, str) and len(axes) == len(types)
+        and any(axis is not None for axis in axes)
+        and all(
+            axis is None or (type(axis) is int and 0 <= axis < t.ndim)
+            for axis, t in zip(axes, types, strict=True)
+        )
+    )  # fmt: skip
+    if not fits:
+        raise DataError("its batch is cut in a way that it does not have")
+    return Split(parts, rows, tuple(axes))

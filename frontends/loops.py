@@ -106,6 +106,14 @@ def scan(
     return _scan(body, init, slices, structure, steps, reverse, marks)
 
 
+def parts_loop(
+    body: Body, init: list[Expr], xs: list[Expr], parts: int
+) -> tuple[list[Expr], Any]:
+    """Runs `body(carry, x) -> (carry, y)` over the parts of something too large to be worked on
+    whole: a scan whose steps stay apart, so that its memory is that of one part."""
+    return _scan(again(body), init, xs, tree.structure(xs), parts, False, {"apart": True})
+
+
 def _steps(xs: Any, length: Dim | None) -> Dim:
     slices = [expression(x, "what scan runs over") for x in tree.leaves(xs)]
     return _length(slices, tree.paths(xs), length)
@@ -178,8 +186,11 @@ def _scan(
         entering = [cast(x, d) for x, d in zip(entering, dtypes, strict=True)]
         weak = [False] * n
         made = traced()
+    body_graph = made.graph
+    if (marks or {}).get("apart"):
+        body_graph = body_graph.replace(aliases=tuple((i, i) for i in range(n)))
     attrs = {
-        "body": made.graph, "carries": n, "slices": len(xs), "length": steps, "reverse": reverse,
+        "body": body_graph, "carries": n, "slices": len(xs), "length": steps, "reverse": reverse,
         **{name: mark for name, mark in (marks or {}).items() if mark is not None},
     }  # fmt: skip
     if not made.graph.outputs and not any(map(has_effect, made.graph.nodes)):

@@ -70,7 +70,7 @@ class Mean:
         traced = current() is not None
         total: Any = None
         for term in self.terms:
-            x = _traced_value(*term) if traced else _value(*term)
+            x = term_value(*term) if traced else _value(*term)
             total = x if total is None else total + x
         return total
 
@@ -133,7 +133,7 @@ def _value(weight: Any, total: Any, count: Any) -> Any:
     return np.asarray(weight * (total / np.asarray(count).astype(total.dtype)), total.dtype)
 
 
-def _traced_value(weight: Any, total: Any, count: Any) -> Expr:
+def term_value(weight: Any, total: Any, count: Any) -> Expr:
     """weight * sum / count, with finite gradients where the count is 0."""
     total = strong(expression(total))
     if not total.dtype.is_float:

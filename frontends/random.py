@@ -11,6 +11,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,8 @@ import numpy.typing as npt
 
 import retrograde.numpy as rnp
 from retrograde.compiler.errors import DTypeError
-from retrograde.compiler.ir import dtypes
+from retrograde.compiler.ir import dims, dtypes
+from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.expr import SCALARS, Expr, as_expr, cast
 from retrograde.compiler.ir.location import skip_frames_under, where
@@ -29,9 +33,13 @@ from retrograde.numpy.primitives import Array, ArrayLike
 
 skip_frames_under(os.path.abspath(__file__))
 
+# Which part of a batch is at work: its number, and how many rows each part has.
+_part: ContextVar[tuple[Expr, Dim] | None] = ContextVar("retrograde_part", default=None)
+
 _WORD = 0xFFFFFFFF
 _SPLIT = -(1 << 63)  # folded in by `split`: a number that no one counts to
-_MORE = (-(1 << 63) + 1, -(1 << 63) + 2, -(1 << 63) + 3)  # for draws that take several words
+# For draws that take several words, and for those of a part of a batch.
+_MORE = tuple(_SPLIT + i for i in (1, 2, 3, 4))
 
 
 def key(seed: int | ArrayLike) -> Array:
@@ -84,9 +92,38 @@ def _key(key: Array) -> Expr:
 
 
 def _words(key: Array, shape: tuple[Any, ...], row: Any) -> Expr:
-    first = cast(as_expr(row, dtypes.i64), dtypes.i64)
-    out: Expr = lookup("random_bits")(_key(key), first, shape=shape, dtype=dtypes.u32)
+    first, key = cast(as_expr(row, dtypes.i64), dtypes.i64), _key(key)
+    part = _part.get()
+    if part is not None:
+        key, first = _of_part(*part, key, shape, first)
+    out: Expr = lookup("random_bits")(key, first, shape=shape, dtype=dtypes.u32)
     return out
+
+
+@contextmanager
+def part_of_batch(index: Expr, rows: Dim) -> Iterator[None]:
+    """Draws made inside are those of part `index` of a batch, i64, whose parts have `rows` rows.
+
+    Where axis 0 counts the rows of the batch (or of it and inner axes), they are the draws that the
+    whole batch has there.  Draws of other shapes that hold `rows` differ from part to part, and
+    those of shapes without it are the same in all parts."""
+    token = _part.set((index, rows))
+    try:
+        yield
+    finally:
+        _part.reset(token)
+
+
+def _of_part(
+    index: Expr, rows: Dim, key: Expr, shape: tuple[Any, ...], first: Expr
+) -> tuple[Expr, Expr]:
+    """The key and the first row of a draw in a part of a batch."""
+    if shape and dims.divide_exact(shape[0], rows) is not None:
+        return key, first + index * as_expr(shape[0], dtypes.i64)
+    names = {s.name for s in dims.symbols(rows)}
+    if any(s.name in names for d in shape for s in dims.symbols(d)):
+        return lookup("random_fold")(_fold(key, _MORE[3]), index), first
+    return key, first
 
 
 @function

@@ -161,6 +161,7 @@ def step_parts(step: Step) -> dict[str, bytes]:
         "entries": len(parts.batch_types),
         "inputs": len(parts.types),
         "metrics": list(step._traced.metrics),
+        **({} if parts.split is None else {"split": asdict(parts.split)}),
         **how_compiled(step),
     }
     return packed(program, graph, captured, step._run)

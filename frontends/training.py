@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retrograde import random, tree
+from retrograde.accumulation import checked_accumulate
 from retrograde.captures import snapshot
 from retrograde.compiler.errors import (
     CheckpointError,
     DataError,
     ShapeError,
-    UnsupportedError,
 )
 from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ir.binding import bind_sizes
@@ -74,18 +74,24 @@ def compile_training(
     `loss(model, **batch)` returns one float or a `Mean`; the batch's entries are specs (or trees of
     them) with named sizes, and one program serves all sizes.  Every float array of `model` is
     trained.  `clip_norm` bounds the norm of all gradients together; `seed` is that of dropout; `at`
-    names the sizes that the plan is made for.  `budget`: the most bytes that a step may take at any
+    names the sizes that the plan is made for.
+
+    `accumulate` of k works on a batch in k parts, one after the other within the step, in the
+    memory of one part and the sums of the gradients.  The loss is a `Mean`, whose counts are
+    totalled over the whole batch first: so the step is that of the batch in one piece up to
+    rounding, dropout included, as long as its rows do not meet in the loss.  The batch is cut along
+    the named size that most entries have as an axis (the first of these); entries without it go to
+    all parts whole.  A step on a batch that is no multiple of k raises ShapeError; a loss whose
+    parts do not add up to that of the batch is an UnsupportedError.
+
+    `budget`: the most bytes that a step may take at any
     size, parameters and optimizer included, as a number or "64MiB"; what does not fit is computed
     again instead of being kept.  Raises BudgetError where that is not
     enough, at the sizes of `at` now and at others when a step runs.  `truncate` of K: gradients go
     back through loops over time for runs of K steps only; the carries go on (see `scan`).
-    `precision` and `accumulate` above 1 are not in this release (UnsupportedError)."""
+    `precision` is not in this release (UnsupportedError)."""
     refuse_unbuilt(precision)
-    if accumulate != 1:
-        raise UnsupportedError(
-            f"{where()}accumulate is not in this release: leave it out; a smaller batch needs less "
-            "memory"
-        )
+    accumulate = checked_accumulate(accumulate)
     truncate = checked_truncation(truncate)
     if clip_norm is not None and not (isinstance(clip_norm, SCALARS) and clip_norm > 0):
         raise DataError(f"{where()}clip_norm is {clip_norm!r}: it must be above 0, or None")
@@ -97,8 +103,9 @@ def compile_training(
     check_loss(loss, model, batch)
     checked_backend(backend)
     return TrainStep(
-        loss, model, optimizer, batch, at, backend, threads, clip_norm, seed, budget, truncate
-    )
+        loss, model, optimizer, batch, at, backend, threads, clip_norm, seed, budget, truncate,
+        accumulate,
+    )  # fmt: skip
 
 
 class TrainStep(Diagnosed, Explained):
@@ -119,6 +126,7 @@ class TrainStep(Diagnosed, Explained):
         seed: int,
         budget: int | str | None,
         truncate: int | None,
+        accumulate: int,
     ) -> None:
         self._lock = threading.Lock()
         self._measuring = {}
@@ -138,11 +146,12 @@ class TrainStep(Diagnosed, Explained):
         moments = state_names(tree.names(state_structure), names)
         self._parts = step_parts(
             loss, optimizer, self._structure, trained, arrays, state, state_structure,
-            [*names, *moments, STEP], batch, clip_norm, truncate,
+            [*names, *moments, STEP], batch, clip_norm, truncate, accumulate,
         )  # fmt: skip
         self._traced = self._trace()
         symbols = self._traced.graph.symbols()
         self._at = checked_at(at, symbols)
+        self._check_split(self._at)
         self._budget = checked_budget(budget, self._at, symbols)
         self._run = self._compiled(self._traced)
         self._last = dict(self._at)
@@ -228,8 +237,18 @@ class TrainStep(Diagnosed, Explained):
         known = self._known_sizes
         if known is None or known[0] != shapes:
             names = parts.names[parts.donated + 1 :][: len(arrays)]
+            if parts.split is not None:
+                entry, axis = parts.split.told_by
+                rows = shapes[entry][axis] if axis < len(shapes[entry]) else parts.split.parts
+                parts.split.check(rows, f"axis {axis} of {names[entry]} is {rows}")
             known = self._known_sizes = shapes, bind_sizes(parts.batch_types, names, shapes)
         return known[1]
+
+    def _check_split(self, sizes: Mapping[str, int]) -> None:
+        """ShapeError for sizes whose rows are no multiple of the parts of a batch."""
+        split = self._parts.split
+        if split is not None and split.rows in sizes:
+            split.check(sizes[split.rows], f"the size {split.rows}")
 
     def _now(self) -> list[Array]:
         """The arrays captured by the loss, as they are; traced anew where a setting has changed."""

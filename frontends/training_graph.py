@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retrograde import random, tree
+from retrograde.accumulation import Split, accumulated
 from retrograde.captures import Captures, captures, snapshot
 from retrograde.compiler.errors import DataError, ShapeError
 from retrograde.compiler.ir import dtypes
@@ -52,6 +53,7 @@ class StepParts:
     names: tuple[str, ...]  # of all declared inputs, in their order
     clip_norm: float | None
     truncate: int | None
+    split: Split | None = None  # of the batch into microbatches
 
     @property
     def donated(self) -> int:
@@ -160,6 +162,14 @@ def loss_of(
 def _loss_and_gradients(
     parts: StepParts, params: list[Expr], fixed: list[Expr], batch: list[Expr]
 ) -> tuple[Any, list[Expr]]:
+    if parts.split is not None:
+        return accumulated(
+            parts.split,
+            lambda trained, entries: loss_of(parts, fixed, entries)(trained),
+            name_of(parts.loss),
+            params,
+            batch,
+        )
     loss = loss_of(parts, fixed, batch)
     value, _, (grads,) = differentiated(loss, (0,), False, (params,), {})
     return value, grads

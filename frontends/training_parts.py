@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from retrograde import tree
+from retrograde.accumulation import split_of
 from retrograde.compiler.errors import DataError, DTypeError
 from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ir.location import where
@@ -42,6 +43,7 @@ def step_parts(
     batch: Mapping[str, Any],
     clip_norm: float | None,
     truncate: int | None,
+    accumulate: int = 1,
 ) -> StepParts:
     """The declarations of every input, in order."""
     if not isinstance(batch, Mapping) or not batch:
@@ -51,6 +53,9 @@ def step_parts(
     paths = tree.names(structure)
     chosen = set(trained)
     fixed = [i for i in range(len(arrays)) if i not in chosen]
+    entries = [paths[i] for i in places]
+    types = unified(type_of(leaves[i]) for i in places)
+    split, types = split_of(types, entries, accumulate)
     model_paths = [path or "parameter" for path in tree.names(model)]
     return StepParts(
         loss,
@@ -64,10 +69,11 @@ def step_parts(
         structure,
         tuple(leaves),
         tuple(places),
-        tuple(unified(type_of(leaves[i]) for i in places)),
-        (*names, KEY, *(paths[i] for i in places), *(model_paths[i] for i in fixed)),
+        tuple(types),
+        (*names, KEY, *entries, *(model_paths[i] for i in fixed)),
         clip_norm,
         truncate,
+        split,
     )
 
 

@@ -17,6 +17,9 @@ that have the step.  The body itself leaves the carries of the other rows as the
 zeros for their step results; so a step without a live row may be left out, and where no row of the
 body depends on another, the rows behind the last live one.  What a device leaves out is zero in the
 stacked results.
+
+A scan with the attribute `apart` works on the parts of something too large to be worked on whole:
+nothing goes over its border (`passes/regions.py`).
 """
 
 from __future__ import annotations

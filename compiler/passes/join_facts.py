@@ -12,6 +12,7 @@ from retrograde.compiler.ops.region import effects_of
 from retrograde.compiler.passes.cuts import Cut, over_all
 from retrograde.compiler.passes.devectorize import pushed
 from retrograde.compiler.passes.devectorize_sums import SUMS
+from retrograde.compiler.passes.regions import is_apart
 
 
 class Facts:
@@ -28,7 +29,7 @@ class Facts:
             self._follow(node)
 
     def _follow(self, node: Node) -> None:
-        if node.op.name == "scan":
+        if node.op.name == "scan" and not is_apart(node):
             for v in node.outputs[node.attrs["carries"] :]:
                 self.cuts[v] = over_all(node.attrs["length"])
             return

@@ -22,6 +22,7 @@ from retrograde.compiler.passes.dce import has_effect
 from retrograde.compiler.passes.devectorize import rule_for
 from retrograde.compiler.passes.devectorize_sums import SUMS
 from retrograde.compiler.passes.join_facts import Facts
+from retrograde.compiler.passes.regions import is_apart
 from retrograde.compiler.passes.scan_hoist import is_costly
 
 
@@ -196,7 +197,9 @@ class Plan:
         return sorted(found, key=self.facts.place.__getitem__, reverse=True)
 
     def _same_steps(self, node: Node) -> bool:
-        if node.op.name != "scan" or not dims.same(node.attrs["length"], self.length):
+        if node.op.name != "scan" or is_apart(node):
+            return False
+        if not dims.same(node.attrs["length"], self.length):
             return False
         first = self.loops[0]
         if node.attrs["reverse"] != first.attrs["reverse"]:

@@ -20,6 +20,7 @@ from retrograde.compiler.passes.dce import DCE
 from retrograde.compiler.passes.join_emit import joined
 from retrograde.compiler.passes.join_facts import Facts
 from retrograde.compiler.passes.join_plan import plan_for
+from retrograde.compiler.passes.regions import is_apart
 from retrograde.compiler.passes.scan_hoist import is_costly
 
 ROUNDS = 4  # how often what turned out to stay outside is taken into account
@@ -61,7 +62,7 @@ class JoinScan:
         node each joined one, by its id, computes."""
         start = DCE()(graph)
         found = start
-        for loop in reversed([node.id for node in graph.nodes if node.op.name == "scan"]):
+        for loop in reversed([node.id for node in graph.nodes if _joins(node)]):
             facts = Facts(found)
             node = facts.by_id.get(loop)
             if node is None or not _has_steps(node):
@@ -85,6 +86,10 @@ def _on_all_rows(graph: Graph) -> Graph:
             for node in graph.nodes
         )
     )
+
+
+def _joins(node: Node) -> bool:
+    return node.op.name == "scan" and not is_apart(node)
 
 
 def _has_steps(node: Node) -> bool:

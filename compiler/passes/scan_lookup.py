@@ -18,6 +18,7 @@ from retrograde.compiler.ir.dtypes import i32
 from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import Kind, lookup
+from retrograde.compiler.passes.regions import is_apart
 
 MAX_ROWS = 4096  # of a table, which is to stay in the cache
 
@@ -62,7 +63,7 @@ class _Lookup:
 def _found(graph: Graph) -> Iterator[_Lookup]:
     makers, users, returned = graph.producers(), graph.users(), set(graph.outputs)
     for scan in graph.nodes:
-        if scan.op.name != "scan" or scan.attrs.get("live") is not None:
+        if scan.op.name != "scan" or is_apart(scan) or scan.attrs.get("live") is not None:
             continue
         n = scan.attrs["carries"]
         for place in range(n, n + scan.attrs["slices"]):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.graph import Graph, Node, Value
+from retrograde.compiler.passes.regions import is_apart
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def find_pairs(graph: Graph) -> list[ScanPair]:
     pairs: list[ScanPair] = []
     taken: set[Node] = set()
     for node in graph.nodes:
-        if node.op.name != "scan" or node in taken:
+        if node.op.name != "scan" or node in taken or is_apart(node):
             continue
         stacks = node.outputs[node.attrs["carries"] :]
         partners: dict[Node, set[Value]] = {}

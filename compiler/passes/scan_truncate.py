@@ -19,6 +19,7 @@ from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.expr import Expr, zeros
 from retrograde.compiler.ir.graph import Graph, Node, Origin, Value
 from retrograde.compiler.ir.registry import lookup
+from retrograde.compiler.passes.regions import outermost_nodes
 from retrograde.compiler.passes.scan_pairs import (
     ScanPair,
     constants_of,
@@ -34,7 +35,7 @@ BORDER = "border"  # the name of the slice that tells where the gradient is cut
 
 def truncation(graph: Graph) -> Iterator[tuple[Dim, int]]:
     """(length, steps of a run) of the scans in `graph` whose gradient may be cut."""
-    for node in graph.nodes:
+    for node in outermost_nodes(graph):
         steps = node.attrs.get("truncate") if node.op.name == "scan" else None
         if steps is not None and dims.decide_le(node.attrs["length"], steps) is not True:
             yield node.attrs["length"], steps

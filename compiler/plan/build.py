@@ -6,12 +6,14 @@ other size offsets are evaluated, not searched.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from retrograde.compiler.ir import dims
-from retrograde.compiler.ir.graph import Graph
+from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.graph import Graph, Node
 from retrograde.compiler.ops.region import graph_cost
+from retrograde.compiler.passes.regions import is_apart
 from retrograde.compiler.plan.decided import Decided, buffers_digest
 from retrograde.compiler.plan.lifetimes import lower_bound
 from retrograde.compiler.plan.liveness import Liveness, analyse
@@ -98,7 +100,7 @@ def plan_program(
 def time_loops(graph: Graph) -> tuple[TimeLoop, ...]:
     """The loops of `graph` that run back from kept states, with what it costs to find more."""
     found = []
-    for node in graph.nodes:
+    for node, times in _outermost(graph):
         if node.op.name != "scan_replay":
             continue
         attrs = node.attrs
@@ -106,6 +108,7 @@ def time_loops(graph: Graph) -> tuple[TimeLoop, ...]:
             dims.substitute(graph_cost(attrs[name]), {attrs["symbol"]: 1})
             for name in ("advance", "again")
         )
+        step, again = times * step, times * again
         slots = attrs["slots"]
         given = slots if isinstance(slots, int) else None
         found.append(
@@ -121,6 +124,14 @@ def loops_in_runs(graph: Graph) -> tuple[Runs, ...]:
     """The loops of `graph` whose runs are as long as the gradient goes back."""
     return tuple(
         Runs(node.attrs["symbol"], node.attrs["length"], node.attrs["truncate"])
-        for node in graph.nodes
+        for node, _ in _outermost(graph)
         if node.op.name == "scan_sweep" and node.attrs["rest_last"]
     )
+
+
+def _outermost(graph: Graph, times: Dim = 1) -> Iterator[tuple[Node, Dim]]:
+    """The outermost nodes, and how often each runs."""
+    for node in graph.nodes:
+        yield node, times
+        if is_apart(node):
+            yield from _outermost(node.attrs["body"], node.attrs["length"] * times)

@@ -110,11 +110,12 @@ class Lowering:
     checks: list[SizeCheck] = field(default_factory=list)
     merged: list[tuple[Storage, Storage]] = field(default_factory=list)
 
-    def inside(self) -> Lowering:
+    def inside(self, blas: frozenset[str] = frozenset()) -> Lowering:
         """The state for a walk over a sub-graph."""
         return Lowering(
-            self.threads, {}, self.native, checks=self.checks, merged=self.merged, sizes=self.sizes
-        )
+            self.threads, {}, self.native, blas,
+            checks=self.checks, merged=self.merged, sizes=self.sizes,
+        )  # fmt: skip
 
     def run(self, graph: Graph, wanted: Mapping[Value, View] | None = None) -> None:
         self.targets = find_targets(graph, wanted)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.passes.regions import is_apart
 from retrograde.compiler.plan.in_place import made_in
 from retrograde.compiler.plan.steps import CopyStep, LoopStep
 from retrograde.compiler.plan.views import Operand, Turn, View, new_view, turn_of
@@ -27,7 +28,7 @@ def lower_scan(outer: Lowering, node: Node) -> LoopStep:
     """The step of a `scan`; its results get their places."""
     body: Graph = node.attrs["body"]
     n, m = node.attrs["carries"], node.attrs["carries"] + node.attrs["slices"]
-    inner = outer.inside()
+    inner = outer.inside(outer.blas if is_apart(node) else frozenset())
     moving = _Moving(node, outer.native)
     histories = _histories(outer, node)
     carries: list[tuple[Operand, View]] = []
@@ -57,7 +58,8 @@ def lower_scan(outer: Lowering, node: Node) -> LoopStep:
     rest = [(v, b) for j, (v, b) in enumerate(_stacked(node)) if j not in kept]
     wholes = [(b, outer.result(node, v)) for v, b in rest]
     inner.run(body, {**moving.results(wholes), **wanted})
-    captured += outer.hoisted(inner, captured)
+    if not is_apart(node):  # whose panels would be there for as long as it runs
+        captured += outer.hoisted(inner, captured)
     for i, found in histories.items():
         new = turn_of(found.new, node)
         if not new.equals(inner.places[body.outputs[i]]):
@@ -79,7 +81,7 @@ def lower_scan(outer: Lowering, node: Node) -> LoopStep:
         if j in kept:
             outer.places[v] = kept[j].old if j in kept[j].befores else kept[j].new
     updates = updates_of(results, [carries[i] for i in own])
-    if outer.native:
+    if outer.native or is_apart(node):
         updates = _settled(outer, inner, updates, stacked)
     return LoopStep(
         node, node.attrs["length"], node.attrs["reverse"], tuple(carries), tuple(slices),

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same
 from retrograde.compiler.ir.registry import Kind
+from retrograde.compiler.passes.regions import is_apart
 from retrograde.compiler.plan.lanes import Lane, aligned, lanes, shifted
 from retrograde.compiler.plan.steps import (
     FIRST,
@@ -73,8 +74,9 @@ def with_split(steps: Sequence[Step]) -> tuple[Step, ...]:
 
 
 def _outermost(step: Step) -> Iterator[LoopStep]:
-    """The loops that a step is or holds, without those within loops, and without ragged ones."""
-    if isinstance(step, LoopStep):
+    """The loops that a step is or holds, without those within loops, and without ragged ones; of
+    a loop over parts those in its body."""
+    if isinstance(step, LoopStep) and not is_apart(step.node):
         if step.mask is None:
             yield step
         return
@@ -85,6 +87,8 @@ def _outermost(step: Step) -> Iterator[LoopStep]:
 
 def _divided(step: Step, found: dict[LoopStep, Rows | None]) -> Step:
     if isinstance(step, LoopStep):
+        if is_apart(step.node):
+            return replace(step, body=tuple(_divided(inner, found) for inner in step.body))
         return replace(step, split=found.get(step))
     runs = inside(step)
     if not runs:

@@ -72,12 +72,14 @@ class _Memory:
         self.makes: list[list[Value]] = []
         self.reads: list[list[Value]] = []
         readers: dict[Value, int] = {}
+        updated = {graph.outputs[o] for o, _ in graph.aliases}  # written where state lies
         for node in graph.nodes:
             own = [] if node.op.name in _ALIASING else list(node.outputs)
             self.makes.append(own)
             for v in own:
                 constant = node.op.name == "constant"
-                self.bytes[v] = 0 if constant else dims.evaluate(v.type.bytes, sizes)
+                free = constant or v in updated
+                self.bytes[v] = 0 if free else dims.evaluate(v.type.bytes, sizes)
             sources = {root.get(v, v) for v in node.inputs}
             self.reads.append([v for v in sources if v in self.bytes])
             for v in self.reads[-1]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 import retrograde as rg
 from retrograde.cli import sampling
-from retrograde.cli.recipe import Settings, Training, Validation, settings_of
+from retrograde.cli.recipe import LOOP, Settings, Training, Validation, settings_of
 from retrograde.cli.settings import Setting
 from retrograde.compiler.errors import CheckpointError, DataError
 from retrograde.runtime.data import batches, text
@@ -125,7 +125,9 @@ class CharText(ABC):
             if not isinstance(settings, dict):
                 raise DataError("it has no settings")
             vocabulary = Vocabulary.from_json(run.get("vocabulary"))
-            values = {name: s.check(settings[name], "checkpoint") for name, s in known.items()}
+            # How a run went on does not matter here, and an older one may not tell all of it.
+            given = {**{s.name: s.default for s in LOOP}, **settings}
+            values = {name: s.check(given[name], "checkpoint") for name, s in known.items()}
         except (DataError, KeyError) as error:
             raise CheckpointError(f"the checkpoint does not describe its run: {error}") from error
         model = self.make_model(values, len(vocabulary))

@@ -52,6 +52,7 @@ class Recipe(Protocol):
 # What every recipe has: the settings of the training loop.
 LOOP = (
     Setting("steps", 1000, int, "steps in all, with those before resuming"),
+    Setting("accumulate", 1, int, "parts that a batch is worked on in, one by one"),
     Setting("seed", 0, int, "of weights, batches and dropout"),
     Setting("time_limit", None, float, "seconds after which the training ends", optional=True),
     Setting("validate_every", 0, int, "steps from one validation to the next; 0: at the end"),

@@ -62,5 +62,6 @@ def compiled_step(
         backend=settings["backend"],
         threads=settings["threads"],
         clip_norm=training.clip_norm,
+        accumulate=settings["accumulate"],
         seed=settings["seed"],
     )
