@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retrograde.compiler.codegen.native import print_native
+from retrograde.compiler.codegen.native import NativeProgram
 from retrograde.compiler.codegen.numpy import print_schedule
 from retrograde.compiler.ir.dims import Symbol
 from retrograde.compiler.ir.graph import Graph, Value
@@ -102,13 +102,14 @@ def in_steps(
         planned.schedule, planned.liveness, planned.places, [s.name for s in symbols], False
     )  # fmt: skip
     if native:
-        text = print_native(*printed)
-        source, kernels = text.source, text.kernels
+        made = NativeProgram()
+        source, kernels = made.print(*printed), made.files
     else:
         source, kernels = print_schedule(*printed), ()
     recipe = Recipe(
-        "probe", symbols, planned.buffers, planned.orientation, source, kernels, reuse=False
-    )
+        "probe", symbols, planned.buffers, planned.orientation, source, kernels, reuse=False,
+        schedule=planned.schedule,
+    )  # fmt: skip
     return values, Program(
         graph.name, symbols, planned.inputs, planned.outputs, planned.returned, (recipe,)
     )
