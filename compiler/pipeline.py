@@ -7,6 +7,7 @@ when it is on, and every stage can be kept or dumped by name.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import os
@@ -343,6 +344,7 @@ def _recipes(
         made.append(
             CompiledRecipe(recipe, {**stages, **last}, planned, orders, not planned.searched)
         )
+        gc.collect(0)  # what planning and printing leave in circles, before there is more of it
     if native is None:
         return made
     files = native.files
