@@ -20,7 +20,6 @@ from retrograde.compiler.plan.bounds import PeakForm
 from retrograde.compiler.plan.choice import Choice, choose, frontier
 from retrograde.compiler.plan.recipe import KernelFile, Recipe
 from retrograde.compiler.plan.specs import BufferSpec, Port
-from retrograde.compiler.plan.step_bound import operation_at
 
 __all__ = [
     "BufferSpec", "Choice", "KernelFile", "MemoryPlan", "Peak", "PlacedBuffer", "Port", "Program",
@@ -154,6 +153,8 @@ class Program:
 
     def _refusal(self, lowest: Choice, budget: int) -> BudgetError:
         placed = self._placed(lowest)
+        from retrograde.compiler.plan.step_bound import operation_at
+
         start = lowest.recipe.fullest(lowest.sizes)
         largest = max((b for b in placed if _lives(b, start)), key=lambda b: b.bytes)
         most = " ".join(filter(None, (largest.name or largest.kind, largest.place)))

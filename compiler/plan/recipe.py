@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,10 @@ from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.plan.bounds import PeakForm, peak_terms
 from retrograde.compiler.plan.memory import Orientation
 from retrograde.compiler.plan.specs import BufferSpec
-from retrograde.compiler.plan.step_bound import StepBound, step_bound
-from retrograde.compiler.plan.steps import Schedule
+
+if TYPE_CHECKING:
+    from retrograde.compiler.plan.step_bound import StepBound
+    from retrograde.compiler.plan.steps import Schedule
 
 _KEPT = 4  # layouts of a recipe that are remembered: a plan asks several times for one
 _HEADING = re.compile(r"\n\n/\*(?:(?!\*/).)*\*/\n(?=static i64 k\d+\()", re.DOTALL)
@@ -143,6 +145,8 @@ class Recipe:
 
     @cached_property
     def _bound(self) -> StepBound:
+        from retrograde.compiler.plan.step_bound import step_bound  # when somebody asks
+
         return step_bound(self.schedule)
 
     def order_bound(self, sizes: Mapping[str, int]) -> tuple[int, str]:
