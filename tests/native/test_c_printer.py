@@ -98,7 +98,7 @@ def code(text: str) -> str:
 
 @needs_cc
 def test_a_size_changes_no_kernel() -> None:
-    """Unless arrays become too large for the caches."""
+    """Unless arrays become too large for the caches, or other values are worth keeping."""
     ids = rg.spec("i32", "B", "T")
 
     def loss(model: Any, tokens: Any, targets: Any) -> Any:
@@ -111,7 +111,7 @@ def test_a_size_changes_no_kernel() -> None:
         step = rg.compile_training(loss, model, optimizer, batch, backend="native", at=at)
         return code(step.source().split("/*", 1)[1])
 
-    small = kernels(B=3, T=5)
+    small = kernels(B=7, T=29)
     assert small.count("static i64 k") > 30
     assert small == kernels(B=16, T=64)
 
