@@ -17,8 +17,9 @@ from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ops.branch import BRANCHES
 from retrograde.compiler.passes.refusals import Grouped, Refusal
+from retrograde.compiler.plan.schedule import ALIASING
 
-_STILL = frozenset({"constant", "reshape", "transpose", "broadcast_to", "slice", "flip"})
+_STILL = ALIASING | {"constant"}
 
 
 @dataclass(frozen=True)

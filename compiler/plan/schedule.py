@@ -17,7 +17,7 @@ from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ops.region import effects_of
 
 _EXTREMES = frozenset({"max", "min", "argmax", "argmin"})  # there is none of no elements
-_ALIASING = frozenset({"reshape", "transpose", "broadcast_to", "slice", "flip"})
+ALIASING = frozenset({"reshape", "transpose", "broadcast_to", "slice", "flip"})
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class _Memory:
     def __init__(self, graph: Graph, sizes: Mapping[str, int]) -> None:
         root: dict[Value, Value] = {}
         for node in graph.nodes:
-            if node.op.name in _ALIASING:
+            if node.op.name in ALIASING:
                 root[node.output] = root.get(node.inputs[0], node.inputs[0])
         self.bytes: dict[Value, int] = {}
         self.makes: list[list[Value]] = []
@@ -74,7 +74,7 @@ class _Memory:
         readers: dict[Value, int] = {}
         updated = {graph.outputs[o] for o, _ in graph.aliases}  # written where state lies
         for node in graph.nodes:
-            own = [] if node.op.name in _ALIASING else list(node.outputs)
+            own = [] if node.op.name in ALIASING else list(node.outputs)
             self.makes.append(own)
             for v in own:
                 constant = node.op.name == "constant"

@@ -14,8 +14,9 @@ from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.ops.region import effects_of
 from retrograde.compiler.passes.remat import Unit
+from retrograde.compiler.plan.schedule import ALIASING
 
-_FREE = frozenset({"constant", "reshape", "transpose", "broadcast_to", "slice", "flip"})
+_FREE = ALIASING | {"constant"}
 # What an operation and a byte that is moved cost, in ns: only their ratios count.
 _PRODUCT, _ELEMENT, _BYTE = 1 / 160, 1 / 40, 1 / 20
 _PRODUCTS = frozenset({"dot_general", "flash_attention", "flash_attention_grad"})
@@ -47,7 +48,6 @@ def find_units(graph: Graph, ordered: Graph, sizes: Mapping[str, int], native: b
     homes: dict[Value, int] = {}  # what lies in memory, by the unit that makes it
     units: list[Unit] = []
     reads: list[tuple[int, ...]] = []
-    steps: list[Node] = []
     stored = {v for n in ordered.nodes if n.op.name not in _FREE for v in n.outputs}
     for step in ordered.nodes:
         if step.op.name in _FREE:
@@ -64,7 +64,6 @@ def find_units(graph: Graph, ordered: Graph, sizes: Mapping[str, int], native: b
                 homes[v] = len(units)
             reads.append(tuple(dict.fromkeys(homes[v] for v in entering)))
             units.append(Unit(tuple(nodes), results))
-            steps.append(step)
     returned = []
     for v in graph.outputs:
         while v in makers and v not in homes:
