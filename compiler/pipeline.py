@@ -27,6 +27,7 @@ from retrograde.compiler.ir.verify import verify
 from retrograde.compiler.ops.region import graph_cost
 from retrograde.compiler.ops.segments import segment_count
 from retrograde.compiler.passes.attention import TileAttention
+from retrograde.compiler.passes.attention_wide import WideAttention
 from retrograde.compiler.passes.cross_entropy import ChunkHeads
 from retrograde.compiler.passes.cse import CSE
 from retrograde.compiler.passes.dce import DCE
@@ -69,6 +70,8 @@ ALGEBRA: tuple[Stage, ...] = (
 )
 # What compiled kernels do whole.
 NATIVE: tuple[Stage, ...] = (("attention", TileAttention()),)
+# Behind what decides about keeping: it keeps 16 bits.
+WIDE: tuple[Stage, ...] = (("wide", WideAttention()),)
 HEADS: tuple[Stage, ...] = (("heads", ChunkHeads()),)
 LOOPS: tuple[Stage, ...] = (("sink", SinkScan()), ("hoist", HoistScan()))
 END: tuple[Stage, ...] = (
@@ -91,9 +94,9 @@ PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS, *END)  # but for what depends o
 STAGES = (
     "heads", "attention", *(name for name, _ in ALGEBRA), "join", "lean", "truncate", "segments",
     *(name for name, _ in LOOPS), "tables", *(name for name, _ in NATIVE_END[:-1]), "remat",
-    NATIVE_END[-1][0], "order",
+    "wide", NATIVE_END[-1][0], "order",
 )  # fmt: skip
-NEEDED = frozenset({"expand", "order"})
+NEEDED = frozenset({"expand", "wide", "order"})
 
 
 @dataclass(frozen=True)
@@ -320,7 +323,8 @@ def _recipes(
     lowest = 0
     for name, again in _ways(rung.name, graph, group, sizes, options):
         last = _staged(graph, again, options, inside=False)
-        last |= _staged(last["remat"] if again else graph, (group,), options)
+        late = (*WIDE, group) if options.native else (group,)
+        last |= _staged(last["remat"] if again else graph, late, options)
         given = decided.get(name)
         if given is not None and given.graph != graph_digest(last[BEFORE_ORDER]):
             given = None

@@ -20,11 +20,11 @@ from retrograde.execution import (
     Runnable,
     checked_backend,
     checked_budget,
-    refuse_unbuilt,
     runnable,
     tracing_for,
 )
 from retrograde.explained import Explained
+from retrograde.precision import checked_precision
 from retrograde.traces import Declared, checked_at
 from retrograde.tracing import Traced
 
@@ -49,10 +49,12 @@ def compile(
     `budget`: the most bytes of the arena at any size, as a number or "64MiB"; what does not fit
     is computed again instead of being kept.
     BudgetError where even that does not fit, at the sizes of `at` now and at others when called.
-    `precision` is not in this release (UnsupportedError)."""
-    refuse_unbuilt(precision)
+    `precision` "bf16" or "f16": products, attention and what follows from them are computed and
+    kept in 16 bits, sums, exponentials and gradients by f32 arguments in f32 (Micikevicius et al.
+    2018).  f16 has a small range: `compile_training` scales the loss for it, this does not."""
+    half = checked_precision(precision)
     checked_backend(backend)
-    return Compiled(Declared.of(fn, specs), at, backend, threads, budget)
+    return Compiled(Declared.of(fn, specs, half), at, backend, threads, budget)
 
 
 def no_names(batch: Mapping[str, Any]) -> None:

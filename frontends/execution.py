@@ -175,12 +175,3 @@ def in_bytes(budget: int | str) -> int:
         raise UnsupportedError(
             f"{where()}{budget!r} is no number of bytes: write 67108864 or '64MiB'"
         ) from None
-
-
-def refuse_unbuilt(precision: Any) -> None:
-    """UnsupportedError for what this release does not have yet."""
-    if precision is not None:
-        raise UnsupportedError(
-            f"{where()}precision={precision!r}: mixed precision is not in this release. Leave it "
-            "out: the dtypes are those that the model is written in"
-        )

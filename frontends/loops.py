@@ -13,8 +13,8 @@ import numpy as np
 
 from retrograde import scopes, tree
 from retrograde.compiler.errors import DataError, DTypeError, ShapeError, TraceError
-from retrograde.compiler.ir import dims
-from retrograde.compiler.ir.builder import current
+from retrograde.compiler.ir import dims, dtypes
+from retrograde.compiler.ir.builder import current, required
 from retrograde.compiler.ir.dims import Dim, Poly
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.expr import Expr, apply, cast
@@ -182,8 +182,7 @@ def _scan(
     try:
         made = traced()
     except Wider as found:  # a carry that begins as a plain number takes the type of the body's
-        dtypes = found.dtypes
-        entering = [cast(x, d) for x, d in zip(entering, dtypes, strict=True)]
+        entering = [cast(x, d) for x, d in zip(entering, found.dtypes, strict=True)]
         weak = [False] * n
         made = traced()
     body_graph = made.graph
@@ -247,6 +246,9 @@ def matched(
                 f"{where()}{path} enters the body of {loop} as {b.type} and leaves it as {x.type}: "
                 "a carry keeps its shape; begin with one of that shape"
             )
+    if required().half is not None:  # a carry in f32 adds up in f32
+        found = [x if w else _widened(x, b)
+                 for x, b, w in zip(found, before, weak, strict=True)]  # fmt: skip
     if any(w and x.dtype is not b.dtype for x, b, w in zip(found, before, weak, strict=True)):
         raise Wider([x.dtype if w else b.dtype
                       for x, b, w in zip(found, before, weak, strict=True)])  # fmt: skip
@@ -257,6 +259,11 @@ def matched(
                 f"a carry keeps its dtype; begin with {x.dtype}, or cast with .astype('{b.dtype}')"
             )
     return found
+
+
+def _widened(x: Expr, carry: Expr) -> Expr:
+    """What a body makes in 16 bits for a carry in f32."""
+    return cast(x, dtypes.f32) if x.dtype.bytes == 2 and carry.dtype is dtypes.f32 else x
 
 
 def fits(carry: DType, number: DType) -> bool:

@@ -18,6 +18,8 @@ from retrograde.captures import Captures, captures, snapshot
 from retrograde.compiler.errors import DataError, DTypeError, ShapeError
 from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ir.binding import bind_sizes
+from retrograde.compiler.ir.builder import required
+from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.graph import Graph, TensorType
 from retrograde.compiler.ir.location import where
@@ -53,16 +55,19 @@ class Declared:
     names: tuple[str, ...]
     places: tuple[int, ...]  # the leaves that are arrays
     types: tuple[TensorType, ...]  # of these
+    half: DType | None = None  # that precision is mixed with
 
     @classmethod
-    def of(cls, fn: Callable[..., Any], specs: Sequence[Any]) -> Declared:
+    def of(
+        cls, fn: Callable[..., Any], specs: Sequence[Any], half: DType | None = None
+    ) -> Declared:
         """With the sizes of one name made one."""
         checked_function(fn)
         leaves, structure = tree.flatten(tuple(specs))
         names = leaf_names(specs, argument_names(fn, len(specs)))
         places = tuple(i for i, x in enumerate(leaves) if is_spec(x))
         types = unified(type_of(leaves[i]) for i in places)
-        return cls(fn, structure, tuple(leaves), tuple(names), places, tuple(types))
+        return cls(fn, structure, tuple(leaves), tuple(names), places, tuple(types), half)
 
     @property
     def input_names(self) -> list[str]:
@@ -76,7 +81,8 @@ class Declared:
             leaves = list(self.leaves)
             for i, x in zip(self.places, exprs, strict=True):
                 leaves[i] = x
-            return self.fn(*tree.unflatten(self.structure, leaves))
+            with required().mixed(self.half):
+                return self.fn(*tree.unflatten(self.structure, leaves))
 
         weak = [False] * len(self.types)
         traced = trace_root(name_of(self.fn), self.types, self.input_names, weak, call)

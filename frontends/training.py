@@ -34,11 +34,11 @@ from retrograde.execution import (
     Runnable,
     checked_backend,
     checked_budget,
-    refuse_unbuilt,
     runnable,
     tracing_for,
 )
 from retrograde.explained import Explained
+from retrograde.precision import checked_precision
 from retrograde.runtime.training import checkpoint
 from retrograde.runtime.training.interrupts import uninterrupted
 from retrograde.structures import Described, describe
@@ -46,6 +46,7 @@ from retrograde.traces import as_array, checked_at
 from retrograde.training_graph import KEY, KEY_TYPE, TracedStep, check_loss, trace_step
 from retrograde.training_parts import model_leaf, parameter_names, state_names, step_parts
 from retrograde.truncation import checked_truncation
+from retrograde.updating import AVERAGED, Kept, checked_decay
 
 if TYPE_CHECKING:
     from retrograde.certificates.subject import Subject
@@ -68,6 +69,7 @@ def compile_training(
     truncate: int | None = None,
     clip_norm: float | None = None,
     seed: int = 0,
+    ema: float | None = None,
 ) -> TrainStep:
     """Compiles one training step: loss, gradients, clipping and the optimizer's update.
 
@@ -89,8 +91,14 @@ def compile_training(
     again instead of being kept.  Raises BudgetError where that is not
     enough, at the sizes of `at` now and at others when a step runs.  `truncate` of K: gradients go
     back through loops over time for runs of K steps only; the carries go on (see `scan`).
-    `precision` is not in this release (UnsupportedError)."""
-    refuse_unbuilt(precision)
+    `precision` "bf16" or "f16": activations and products in 16 bits; parameters, their gradients,
+    the optimizer, sums and the loss in f32 (Micikevicius et al. 2018).  With f16 the loss is scaled
+    by a power of two, which the step chooses: where gradients overflow, it halves the scale and
+    changes nothing else; the metrics then have `scale` and `skipped` (0 or 1).
+
+    `ema` of d keeps a running average of the parameters, d a + (1 - d) p after each step from the
+    first values on, as `step.averaged`."""
+    kept = Kept(checked_decay(ema), checked_precision(precision))
     accumulate = checked_accumulate(accumulate)
     truncate = checked_truncation(truncate)
     if clip_norm is not None and not (isinstance(clip_norm, SCALARS) and clip_norm > 0):
@@ -104,7 +112,7 @@ def compile_training(
     checked_backend(backend)
     return TrainStep(
         loss, model, optimizer, batch, at, backend, threads, clip_norm, seed, budget, truncate,
-        accumulate,
+        accumulate, kept,
     )  # fmt: skip
 
 
@@ -127,6 +135,7 @@ class TrainStep(Diagnosed, Explained):
         budget: int | str | None,
         truncate: int | None,
         accumulate: int,
+        kept: Kept,
     ) -> None:
         self._lock = threading.Lock()
         self._measuring = {}
@@ -140,13 +149,13 @@ class TrainStep(Diagnosed, Explained):
             raise DataError(f"{where()}the model has no float arrays: there is nothing to train")
         self._fixed = [x.copy() for i, x in enumerate(arrays) if i not in set(trained)]
         params = [arrays[i] for i in trained]
-        state, state_structure = tree.flatten(optimizer.init(params))
+        state, state_structure = tree.flatten(kept.first(optimizer.init(params), params))
         state = [np.asarray(x) for x in state]
         names = parameter_names(self._paths, trained)
         moments = state_names(tree.names(state_structure), names)
         self._parts = step_parts(
             loss, optimizer, self._structure, trained, arrays, state, state_structure,
-            [*names, *moments, STEP], batch, clip_norm, truncate, accumulate,
+            [*names, *moments, STEP], batch, clip_norm, truncate, accumulate, kept,
         )  # fmt: skip
         self._traced = self._trace()
         symbols = self._traced.graph.symbols()
@@ -293,6 +302,21 @@ class TrainStep(Diagnosed, Explained):
             with uninterrupted():
                 self._run.executable.set_state(new)
                 self._fixed = [x.copy() for i, x in enumerate(arrays) if i not in set(trained)]
+
+    @property
+    def averaged(self) -> Any:
+        """A snapshot of the model with the running averages of its parameters, where it has `ema`;
+        DataError where not."""
+        prefix = f"{AVERAGED}."
+        names = self._parts.names[len(self._parts.parameters) : self._parts.donated - 1]
+        places = [i for i, name in enumerate(names) if name.startswith(prefix)]
+        if len(places) != len(self._parts.parameters):
+            raise DataError(
+                f"{where()}this step keeps no average of its parameters: compile it with ema=0.999"
+            )
+        with self._lock:
+            state = self._run.executable.state()[len(self._parts.parameters) :]
+        return self._model_of(self._merged([state[i] for i in places]))
 
     def _model_of(self, leaves: Sequence[Array]) -> Any:
         return tree.unflatten(self._structure, leaves)

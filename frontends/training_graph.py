@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from retrograde import random, tree
@@ -24,10 +24,14 @@ from retrograde.compiler.ir.graph import Graph, Origin, TensorType, same_type
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.registry import lookup
 from retrograde.gradients import differentiated
+from retrograde.mean import Mean
 from retrograde.nn.context import dropout_keys
-from retrograde.numpy import minimum, sqrt
+from retrograde.numpy import isfinite, minimum, sqrt
+from retrograde.numpy import where as where_
+from retrograde.precision import kept_where, next_scale
 from retrograde.tracing import checked_function, expression, name_of, strong, trace_root
 from retrograde.truncation import truncated
+from retrograde.updating import AVERAGED, SCALING, Kept
 
 UPDATE = Origin("update", "optimizer")
 KEY = "key"  # the name of the dropout key, among the inputs and in checkpoints
@@ -54,6 +58,7 @@ class StepParts:
     clip_norm: float | None
     truncate: int | None
     split: Split | None = None  # of the batch into microbatches
+    kept: Kept = field(default_factory=Kept)  # beside the optimizer's state, within it
 
     @property
     def donated(self) -> int:
@@ -129,20 +134,48 @@ def _step(parts: StepParts, exprs: Sequence[Expr]) -> tuple[Any, ...]:
     batch = take(len(parts.batch_types))
     fixed = take(len(parts.fixed))
     with dropout_keys(random.fold_in(key, step)):
-        loss, grads = _loss_and_gradients(parts, params, fixed, batch)
+        scale = _loss_scale(parts, state)
+        loss, grads = _loss_and_gradients(parts, params, fixed, batch, scale)
     with required().located(None, "optimizer", UPDATE):
         norm = global_norm(grads)
-        new_params, new_state = _updated(parts, grads, state, params, step, norm)
+        if scale is not None:  # a power of two: both are exact
+            loss, norm = loss / scale, norm / scale
+        new_params, new_state = _updated(parts, grads, state, params, step, norm, scale)
         rate = strong(expression(parts.optimizer.learning_rate(step), "the learning rate"))
         counter = step + 1
-    metrics = {"loss": loss, "grad_norm": norm, "lr": rate}
+        metrics = {"loss": loss, "grad_norm": norm, "lr": rate}
+        if scale is not None:
+            finite = isfinite(norm)
+            new_params = kept_where(finite, new_params, params)
+            new_state = _state_where(parts, finite, new_state, state)
+            counter = where_(finite, counter, step)
+            metrics |= {"scale": scale, "skipped": where_(finite, 0.0, 1.0)}
     return new_params, new_state, counter, metrics
 
 
+def _loss_scale(parts: StepParts, state: list[Expr]) -> Expr | None:
+    """What the loss is multiplied by before it is differentiated; None: by nothing."""
+    if not parts.kept.scaled:
+        return None
+    _, more = parts.kept.parted(tree.unflatten(parts.state, state))
+    found: Expr = more[SCALING]["scale"]
+    return found
+
+
+def _state_where(
+    parts: StepParts, finite: Expr, new: list[Expr], old: list[Expr]
+) -> list[Expr]:
+    """The state after a step, or as it was where gradients are no numbers; with the next scale."""
+    own, more = parts.kept.parted(tree.unflatten(parts.state, kept_where(finite, new, old)))
+    _, before = parts.kept.parted(tree.unflatten(parts.state, old))
+    more[SCALING] = next_scale(before[SCALING], finite)
+    return list(tree.flatten(parts.kept.joined(own, more))[0])
+
+
 def loss_of(
-    parts: StepParts, fixed: Sequence[Expr], batch: Sequence[Expr]
+    parts: StepParts, fixed: Sequence[Expr], batch: Sequence[Expr], scale: Expr | None = None
 ) -> Callable[[Sequence[Expr]], Any]:
-    """The loss on a batch as a function of the parameters."""
+    """The loss on a batch, times `scale`, as a function of the parameters."""
     leaves = list(parts.batch_leaves)
     for i, x in zip(parts.batch_places, batch, strict=True):
         leaves[i] = x
@@ -152,25 +185,32 @@ def loss_of(
         mine, others = iter(trained), iter(fixed)
         chosen = set(parts.trained)
         whole = [next(mine) if i in chosen else next(others) for i in range(parts.model.num_leaves)]
-        with truncated(parts.truncate):
-            return parts.loss(tree.unflatten(parts.model, whole), **keywords)
+        with truncated(parts.truncate), required().mixed(parts.kept.half):
+            found = parts.loss(tree.unflatten(parts.model, whole), **keywords)
+        if scale is None:
+            return found
+        return found * scale if isinstance(found, Mean) else cast(found, scale.dtype) * scale
 
     loss.__name__ = name_of(parts.loss)
     return loss
 
 
 def _loss_and_gradients(
-    parts: StepParts, params: list[Expr], fixed: list[Expr], batch: list[Expr]
+    parts: StepParts,
+    params: list[Expr],
+    fixed: list[Expr],
+    batch: list[Expr],
+    scale: Expr | None,
 ) -> tuple[Any, list[Expr]]:
     if parts.split is not None:
         return accumulated(
             parts.split,
-            lambda trained, entries: loss_of(parts, fixed, entries)(trained),
+            lambda trained, entries: loss_of(parts, fixed, entries, scale)(trained),
             name_of(parts.loss),
             params,
             batch,
         )
-    loss = loss_of(parts, fixed, batch)
+    loss = loss_of(parts, fixed, batch, scale)
     value, _, (grads,) = differentiated(loss, (0,), False, (params,), {})
     return value, grads
 
@@ -196,21 +236,28 @@ def _updated(
     params: list[Expr],
     step: Expr,
     norm: Expr,
+    loss_scale: Expr | None,
 ) -> tuple[list[Expr], list[Expr]]:
-    """The new parameters and the leaves of the new state, in the types that they had."""
+    """The new parameters and the leaves of the new state, in the types that they had.
+
+    `norm` is that of the gradients divided by `loss_scale`, by which they are still multiplied."""
     scale: Any = 1.0
     if parts.clip_norm is not None:
         # As torch.nn.utils.clip_grad_norm_ does, with its guard against a norm of 0.
         scale = minimum(parts.clip_norm / (norm + 1e-6), 1.0)
+    if loss_scale is not None:
+        scale = scale / loss_scale
     update = parts.optimizer.update
-    given = tree.unflatten(parts.state, state)
+    given, more = parts.kept.parted(tree.unflatten(parts.state, state))
     if _takes_scale(update):
         new_params, new_state = update(grads, given, params, step, scale)
     else:
-        if parts.clip_norm is not None:
+        if isinstance(scale, Expr):
             grads = [g * cast(scale, g.dtype) for g in grads]
         new_params, new_state = update(grads, given, params, step)
-    leaves, structure = tree.flatten(new_state)
+    if AVERAGED in more:
+        more[AVERAGED] = parts.kept.averaged(more[AVERAGED], new_params)
+    leaves, structure = tree.flatten(parts.kept.joined(new_state, more))
     if structure != parts.state:
         raise ShapeError(
             f"{where()}{type(parts.optimizer).__name__}.update returns a state of another "

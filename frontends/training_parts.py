@@ -19,6 +19,7 @@ from retrograde.compiler.ir.location import where
 from retrograde.execution import Array
 from retrograde.specs import is_spec, type_of, unified
 from retrograde.training_graph import KEY, StepParts
+from retrograde.updating import Kept
 
 
 def model_leaf(x: Any, path: str) -> Array:
@@ -44,6 +45,7 @@ def step_parts(
     clip_norm: float | None,
     truncate: int | None,
     accumulate: int = 1,
+    kept: Kept | None = None,
 ) -> StepParts:
     """The declarations of every input, in order."""
     if not isinstance(batch, Mapping) or not batch:
@@ -74,6 +76,7 @@ def step_parts(
         clip_norm,
         truncate,
         split,
+        kept or Kept(),
     )
 
 

@@ -58,7 +58,8 @@ def required() -> Builder:
 class Builder:
     """Collects the nodes of one graph.  `wrap(value, builder)` makes the expressions it hands out.
 
-    As a context manager it is the target of every operation on expressions meanwhile.
+    As a context manager it is the target of every operation on expressions meanwhile.  `half`: the
+    16-bit type in which precision is mixed, None where it is not.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Builder:
         self.name = name
         self.wrap = wrap
         self.parent = parent
+        self.half: DType | None = None if parent is None else parent.half
         self.nodes: list[Node] = []
         self.inputs: list[Value] = []
         self.input_names: list[str] = []
@@ -100,6 +102,16 @@ class Builder:
             yield
         finally:
             self._loc, self._scope, self._origin = saved
+
+    @contextmanager
+    def mixed(self, half: DType | None) -> Iterator[None]:
+        """Operations made inside, also by builders that begin there, compute in mixed precision
+        (see `ir.mixed`)."""
+        saved, self.half = self.half, half
+        try:
+            yield
+        finally:
+            self.half = saved
 
     def locate(self, loc: Loc | None, scope: str | None, origin: Origin) -> None:
         """Nodes made from now on carry this location, scope and origin."""

@@ -19,6 +19,7 @@ from retrograde.compiler.ir.dims import Dim, Poly
 from retrograde.compiler.ir.dtypes import DType
 from retrograde.compiler.ir.graph import TensorType, Value
 from retrograde.compiler.ir.location import where
+from retrograde.compiler.ir.mixed import computed_in
 from retrograde.compiler.ir.registry import lookup
 
 if TYPE_CHECKING:
@@ -270,6 +271,7 @@ def apply(op: Op, operands: Sequence[Any], attrs: dict[str, Any] | None = None) 
 
     Returns one expression, or a tuple for ops of several results."""
     builder = required()
+    operands = in_mixed_precision(op, operands)
     if op.promotion == "none":
         exprs, weak = [as_expr(x) for x in operands], False
     else:
@@ -280,6 +282,23 @@ def apply(op: Op, operands: Sequence[Any], attrs: dict[str, Any] | None = None) 
     out = builder.wrap(outputs[0], builder)
     out.weak = weak
     return out
+
+
+def in_mixed_precision(op: Op, operands: Sequence[Any]) -> Sequence[Any]:
+    """The operands in what the op computes in where precision is mixed; as they are elsewhere."""
+    half = required().half
+    if half is None:
+        return operands
+    found = [as_expr(x) if isinstance(x, np.ndarray) else x for x in operands]
+    types = [x.type if isinstance(x, Expr) and not x.weak else None for x in found]
+    dtypes_ = computed_in(op, types, half)
+    return [x if d is None else cast(x, d) for x, d in zip(found, dtypes_, strict=True)]
+
+
+def narrowed(x: Expr) -> Expr:
+    """`x` as activations are kept: an f32 in 16 bits where precision is mixed."""
+    half = required().half
+    return x if half is None or x.dtype is not dtypes.f32 else cast(x, half)
 
 
 def _promoted(op: Op, operands: Sequence[Any]) -> tuple[list[Expr], bool]:
@@ -374,7 +393,7 @@ def _logic(name: str, a: Any, b: Any) -> Any:
 
 def matmul(a: Any, b: Any) -> Any:
     """NumPy's matmul: 1-d operands are vectors, leading axes are broadcast batches."""
-    (a, b), _ = _common((a, b), False)
+    (a, b), _ = _common(in_mixed_precision(lookup("dot_general"), (a, b)), False)
     if a.ndim == 0 or b.ndim == 0:
         raise TraceError(f"{where()}matmul takes no scalars: use * ({a.type} @ {b.type})")
     if a.ndim == 1:

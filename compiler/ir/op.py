@@ -108,6 +108,8 @@ class Op:
     - `promotion`: how operands of unequal dtypes meet. "common": promoted together; "float": so,
       and integers become f32; "select": all but operand 0, which becomes bool; "bool": all become
       bool; "none": taken as they are.
+    - `mixed`: how it computes where precision is mixed (`ir.mixed`): "half", "wide", or "" as its
+      operands are.
     - `cost`: floating-point operations as a dimension.
     - `numpy`: for elementwise ops, the statement(s) that write `{out}` from `{0}`, `{1}` … with
       the array module `{xp}`, one a line; other kinds are lowered by kind.
@@ -130,6 +132,7 @@ class Op:
     doc: str = ""
     convention: str = ""
     promotion: str = "none"
+    mixed: str = ""
     cost: Cost = elements_cost
     numpy: str | None = None
     c: str | Mapping[str, str] | None = None

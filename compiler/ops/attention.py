@@ -118,6 +118,7 @@ attention = register(
         _infer,
         _evaluate,
         vjp=None,
+        mixed="half",
         doc="softmax(`scale` q k^T, masked) v over the last two axes; q, k, v and maybe a mask, "
         "true where a query may attend (Vaswani et al. 2017)",
         convention="with `causal` the last query is aligned with the last key; `scale` None is "

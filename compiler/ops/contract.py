@@ -114,6 +114,7 @@ dot_general = register(
         _infer,
         _evaluate,
         _vjp,
+        mixed="half",
         doc="the sum over the `contract` axes of the products, along the `batch` axes",
         convention="zeros where nothing is summed; f16 and bf16 are summed in f32; of booleans: or "
         "of ands",

@@ -114,6 +114,7 @@ def unary(
     c: str | Mapping[str, str] | None = None,
     singular: bool = False,
     operations: int = 1,
+    mixed: str = "",
 ) -> Op:
     """Declares an op of one operand: `grad(x, y, g)` is the cotangent of x given y = op(x).
 
@@ -140,6 +141,7 @@ def unary(
             c=c or call(name, 1),
             inplace=() if result else (0,),
             singular=singular,
+            mixed=mixed,
         )
     )
 
@@ -156,6 +158,7 @@ def binary(
     c: str | Mapping[str, str] | None = None,
     singular: bool = False,
     operations: int = 1,
+    mixed: str = "",
 ) -> Op:
     """Declares an op of two operands: `grads[i](a, b, y, g)` is the cotangent of operand i."""
 
@@ -183,6 +186,7 @@ def binary(
             c=c or call(name, 2),
             inplace=() if result else (0, 1),
             singular=singular,
+            mixed=mixed,
         )
     )
 

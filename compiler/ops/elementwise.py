@@ -57,6 +57,7 @@ pow_ = binary(
     "pow", np.power, (_power_base, _power_exponent), doc="a to the power b", singular=True,
     operations=2 * TRANSCENDENTAL,
     convention="0^0 = 1; by the exponent the derivative is 0 where a = 0, NaN where a < 0",
+    mixed="wide",
 )  # fmt: skip
 maximum = binary(
     "maximum", np.maximum,
@@ -90,7 +91,7 @@ sign: Op = unary(
 )  # fmt: skip
 reciprocal = unary(
     "reciprocal", np.reciprocal, lambda x, y, g: -g * y * y, doc="1 / x", singular=True,
-    c="1 / {0}", operations=4,
+    c="1 / {0}", operations=4, mixed="wide",
 )  # fmt: skip
 
 # --- rounding (integers are whole already: front ends return them as they are)
@@ -102,24 +103,28 @@ round_ = unary("round", np.rint, STEP, doc="the nearest whole number", conventio
 
 # --- exponentials and logarithms
 
-exp = unary("exp", np.exp, lambda x, y, g: g * y, doc="e^x", operations=TRANSCENDENTAL)
+exp = unary(
+    "exp", np.exp, lambda x, y, g: g * y, doc="e^x", operations=TRANSCENDENTAL, mixed="wide"
+)
 exp2 = unary(
-    "exp2", np.exp2, lambda x, y, g: g * y * math.log(2.0), doc="2^x", operations=TRANSCENDENTAL
+    "exp2", np.exp2, lambda x, y, g: g * y * math.log(2.0), doc="2^x", operations=TRANSCENDENTAL,
+    mixed="wide",
 )
 expm1 = unary(
-    "expm1", np.expm1, lambda x, y, g: g * (y + 1.0), doc="e^x - 1", operations=TRANSCENDENTAL
+    "expm1", np.expm1, lambda x, y, g: g * (y + 1.0), doc="e^x - 1", operations=TRANSCENDENTAL,
+    mixed="wide",
 )
 log = unary(
     "log", np.log, lambda x, y, g: g / x, doc="the natural logarithm", singular=True,
-    operations=TRANSCENDENTAL,
+    operations=TRANSCENDENTAL, mixed="wide",
 )  # fmt: skip
 log2 = unary(
     "log2", np.log2, lambda x, y, g: g / (x * math.log(2.0)), doc="the binary logarithm",
-    singular=True, operations=TRANSCENDENTAL,
+    singular=True, operations=TRANSCENDENTAL, mixed="wide",
 )  # fmt: skip
 log1p = unary(
     "log1p", np.log1p, lambda x, y, g: g / (1.0 + x), doc="log(1 + x)", singular=True,
-    operations=TRANSCENDENTAL,
+    operations=TRANSCENDENTAL, mixed="wide",
 )  # fmt: skip
 sqrt = unary(
     "sqrt", np.sqrt, lambda x, y, g: 0.5 * g / y, doc="the square root", singular=True,
@@ -128,7 +133,7 @@ sqrt = unary(
 rsqrt = unary(
     "rsqrt", lambda x: np.reciprocal(np.sqrt(x)), lambda x, y, g: -0.5 * g * y * y * y,
     numpy="{xp}.sqrt({0}, out={out})\n{xp}.reciprocal({out}, out={out})",
-    doc="1 / sqrt(x)", singular=True, operations=8,
+    doc="1 / sqrt(x)", singular=True, operations=8, mixed="wide",
 )  # fmt: skip
 
 # --- trigonometric and hyperbolic functions
@@ -136,25 +141,28 @@ rsqrt = unary(
 sin = unary("sin", np.sin, lambda x, y, g: g * cos(x), doc="sine", operations=TRANSCENDENTAL)
 cos: Op = unary("cos", np.cos, lambda x, y, g: -g * sin(x), doc="cosine", operations=TRANSCENDENTAL)
 tan = unary(
-    "tan", np.tan, lambda x, y, g: g * (1.0 + y * y), doc="tangent", operations=TRANSCENDENTAL
+    "tan", np.tan, lambda x, y, g: g * (1.0 + y * y), doc="tangent", operations=TRANSCENDENTAL,
+    mixed="wide",
 )
 arcsin = unary(
     "arcsin", np.arcsin, lambda x, y, g: g / sqrt((1.0 - x) * (1.0 + x)), doc="inverse sine",
-    singular=True, operations=TRANSCENDENTAL,
+    singular=True, operations=TRANSCENDENTAL, mixed="wide",
 )  # fmt: skip
 arccos = unary(
     "arccos", np.arccos, lambda x, y, g: -g / sqrt((1.0 - x) * (1.0 + x)), doc="inverse cosine",
-    singular=True, operations=TRANSCENDENTAL,
+    singular=True, operations=TRANSCENDENTAL, mixed="wide",
 )  # fmt: skip
 arctan = unary(
     "arctan", np.arctan, lambda x, y, g: g / (1.0 + x * x), doc="inverse tangent",
     operations=TRANSCENDENTAL,
 )  # fmt: skip
 sinh = unary(
-    "sinh", np.sinh, lambda x, y, g: g * cosh(x), doc="hyperbolic sine", operations=TRANSCENDENTAL
+    "sinh", np.sinh, lambda x, y, g: g * cosh(x), doc="hyperbolic sine", operations=TRANSCENDENTAL,
+    mixed="wide",
 )
 cosh: Op = unary(
-    "cosh", np.cosh, lambda x, y, g: g * sinh(x), doc="hyperbolic cosine", operations=TRANSCENDENTAL
+    "cosh", np.cosh, lambda x, y, g: g * sinh(x), doc="hyperbolic cosine", operations=TRANSCENDENTAL,
+    mixed="wide",
 )
 tanh = unary(
     "tanh", np.tanh, lambda x, y, g: g * (1.0 - y * y), doc="hyperbolic tangent",

@@ -84,6 +84,7 @@ def _declare(
     of: str = "any",
     result: Callable[[DType], DType] = lambda dtype: dtype,
     nonempty: bool = False,
+    mixed: str = "",
 ) -> Op:
     def infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
         (x,) = types
@@ -103,6 +104,7 @@ def _declare(
             doc=doc,
             convention=convention,
             promotion="bool" if of == "bool" else "none",
+            mixed=mixed,
             defaults={"keepdims": False},
         )
     )
@@ -140,12 +142,13 @@ def _extreme_vjp(ctx: VjpContext, cotangents: tuple[Expr | None, ...]) -> list[E
 
 
 sum_ = _declare(
-    "sum", _total(np.add), _sum_vjp, result=total_dtype, doc="the sum over axes",
+    "sum", _total(np.add), _sum_vjp, result=total_dtype, mixed="wide", doc="the sum over axes",
     convention="0 over no elements; booleans and integers below 32 bits are summed in i32 or u32; "
     "f16 and bf16 are summed in f32",
 )  # fmt: skip
 prod = _declare(
-    "prod", _total(np.multiply), _prod_vjp, result=total_dtype, doc="the product over axes",
+    "prod", _total(np.multiply), _prod_vjp, result=total_dtype, mixed="wide",
+    doc="the product over axes",
     convention="1 over no elements; result types as for sum; the derivative is exact at zeros",
 )  # fmt: skip
 max_ = _declare(

@@ -54,7 +54,7 @@ sigmoid = unary(
 softplus = unary(
     "softplus", lambda x: np.logaddexp(x, 0), lambda x, y, g: g * sigmoid(x),
     numpy="{xp}.logaddexp({0}, 0, out={out})",
-    doc="log(1 + e^x)", operations=2 * TRANSCENDENTAL,
+    doc="log(1 + e^x)", operations=2 * TRANSCENDENTAL, mixed="wide",
 )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ logaddexp = binary(
     "logaddexp", np.logaddexp,
     (lambda a, b, y, g: g * _weight(a, y), lambda a, b, y, g: g * _weight(b, y)),
     of="float", doc="log(e^a + e^b)", operations=2 * TRANSCENDENTAL,
-    convention="the derivative by an operand that is -inf is 0",
+    convention="the derivative by an operand that is -inf is 0", mixed="wide",
 )  # fmt: skip
 erf = unary(
     "erf", _scipy("erf"), lambda x, y, g: g * (2.0 / math.sqrt(math.pi)) * exp(-(x * x)),

@@ -46,7 +46,7 @@ class TileAttention:
 
     `elements`: the types of numbers that are taken; `refusals` collects reasons."""
 
-    elements: tuple[str, ...] = ("f32",)
+    elements: tuple[str, ...] = ("f32", "bf16", "f16")
     refusals: Refusals | None = None
 
     def __call__(self, graph: Graph) -> Graph:

@@ -15,6 +15,7 @@ from typing import Any
 import retrograde.numpy as rnp
 from retrograde.compiler.errors import DTypeError, TraceError
 from retrograde.compiler.ir import dtypes
+from retrograde.compiler.ir.expr import narrowed
 from retrograde.compiler.ir.location import skip_frames_under, where
 from retrograde.compiler.ir.registry import lookup
 from retrograde.nn import checks, context, initial
@@ -86,7 +87,7 @@ def _rows(table: Array, ids: Array) -> Array:
         got = checks.shown(ids) if hasattr(ids, "dtype") else type(ids).__name__
         raise DTypeError(f"{where()}Embedding takes integers, got {got}")
     # Not rnp.take: counting from the end would turn a wrong token into another one.
-    return lookup("gather")(table, ids, axes=(0,), wrap=False)
+    return narrowed(lookup("gather")(table, ids, axes=(0,), wrap=False))
 
 
 class LayerNorm(Module):

@@ -19,13 +19,14 @@ from retrograde import tree
 from retrograde.compiler.errors import ShapeError, TraceError
 from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.expr import narrowed
 from retrograde.compiler.ir.location import skip_frames_under, where
 from retrograde.jitted import shared_jit
 from retrograde.loops import scan
 from retrograde.nn import checks, context
 from retrograde.nn.module import Module
 from retrograde.numpy.primitives import Array
-from retrograde.tracing import is_traced
+from retrograde.tracing import expression, is_traced
 
 skip_frames_under(os.path.abspath(__file__))
 
@@ -85,7 +86,8 @@ class Recurrent(Module):
         def promoted(c: Any) -> Any:
             if not hasattr(c, "dtype") or not dtypes.dtype(c.dtype).is_float:
                 return c
-            return rnp.astype(c, rnp.result_type(c.dtype, *floats))
+            wide = rnp.astype(c, rnp.result_type(c.dtype, *floats))
+            return narrowed(expression(wide)) if is_traced() else wide
 
         return tree.map(promoted, self.initial(batch))
 

@@ -61,12 +61,12 @@ def einsum(subscripts: Any, /, *operands: ArrayLike, optimize: Any = True) -> Ar
 def _spelled(subscripts: Any, operands: Sequence[Any]) -> tuple[str, list[Expr]]:
     """The subscripts as text and the operands of one dtype; lists of numbers are letters."""
     if isinstance(subscripts, str):
-        return subscripts.replace(" ", ""), p.common(operands)
+        return subscripts.replace(" ", ""), p.factors(operands)
     items = [subscripts, *operands]
     pairs = len(items) // 2
     listed = [_letters(items[2 * i + 1]) for i in range(pairs)]
     text = ",".join(listed) + (f"->{_letters(items[-1])}" if len(items) % 2 else "")
-    return text, p.common(items[: 2 * pairs : 2])
+    return text, p.factors(items[: 2 * pairs : 2])
 
 
 def _letters(numbers: Iterable[Any]) -> str:

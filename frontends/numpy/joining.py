@@ -35,7 +35,7 @@ __all__ = [
 @function
 def concatenate(xs: Sequence[ArrayLike], /, axis: Axis = 0, *, dtype: Any = None) -> Array:
     """The arrays one behind the other along `axis` (None: flattened)."""
-    parts = p.common(_several(xs))
+    parts = p.common(_several(xs), "concatenate")
     if axis is None:
         parts, axis = [p.reshape(x, (x.size,)) for x in parts], 0
     out = p.concatenate(parts, p.one_axis(axis, parts[0].ndim))
@@ -55,7 +55,7 @@ def _several(xs: Any) -> list[Any]:
 @function
 def stack(xs: Sequence[ArrayLike], /, axis: int = 0) -> Array:
     """Arrays of one shape along a new axis."""
-    parts = p.common(_several(xs))
+    parts = p.common(_several(xs), "concatenate")
     first = parts[0]
     at = p.one_axis(axis, first.ndim + 1)
     for x in parts:
@@ -68,20 +68,20 @@ def stack(xs: Sequence[ArrayLike], /, axis: int = 0) -> Array:
 @function
 def hstack(xs: Sequence[ArrayLike], /) -> Array:
     """Side by side: along axis 1, or axis 0 of vectors."""
-    parts = [atleast_1d(x) for x in p.common(_several(xs))]
+    parts = [atleast_1d(x) for x in p.common(_several(xs), "concatenate")]
     return p.concatenate(parts, 0 if parts[0].ndim == 1 else 1)
 
 
 @function
 def vstack(xs: Sequence[ArrayLike], /) -> Array:
     """One below the other: along axis 0, vectors as rows."""
-    return p.concatenate([atleast_2d(x) for x in p.common(_several(xs))], 0)
+    return p.concatenate([atleast_2d(x) for x in p.common(_several(xs), "concatenate")], 0)
 
 
 @function
 def column_stack(xs: Sequence[ArrayLike], /) -> Array:
     """Side by side, vectors as columns."""
-    parts = p.common(_several(xs))
+    parts = p.common(_several(xs), "concatenate")
     return p.concatenate([p.reshape(x, (x.size, 1)) if x.ndim < 2 else x for x in parts], 1)
 
 

@@ -48,13 +48,13 @@ __all__ = [
 @function
 def matmul(a: ArrayLike, b: ArrayLike, /) -> Array:
     """The product of matrices; vectors are rows or columns, leading axes run along."""
-    return ir.matmul(*p.common([a, b]))
+    return ir.matmul(*p.factors([a, b]))
 
 
 @function
 def dot(a: ArrayLike, b: ArrayLike, /) -> Array:
     """The sum over the last axis of `a` and the last but one of `b`; a product with a scalar."""
-    left, right = p.common([a, b])
+    left, right = p.factors([a, b])
     if left.ndim == 0 or right.ndim == 0:
         return e.multiply(left, right)
     axis = right.ndim - 2 if right.ndim > 1 else 0
@@ -64,7 +64,7 @@ def dot(a: ArrayLike, b: ArrayLike, /) -> Array:
 @function
 def inner(a: ArrayLike, b: ArrayLike, /) -> Array:
     """The sum over the last axes of both; a product with a scalar."""
-    left, right = p.common([a, b])
+    left, right = p.factors([a, b])
     if left.ndim == 0 or right.ndim == 0:
         return e.multiply(left, right)
     return p.dot_general(left, right, ((left.ndim - 1,), (right.ndim - 1,)))
@@ -73,21 +73,21 @@ def inner(a: ArrayLike, b: ArrayLike, /) -> Array:
 @function
 def vdot(a: ArrayLike, b: ArrayLike, /) -> Array:
     """The sum of the products of all elements."""
-    left, right = (p.reshape(x, (x.size,)) for x in p.common([a, b]))
+    left, right = (p.reshape(x, (x.size,)) for x in p.factors([a, b]))
     return p.dot_general(left, right, ((0,), (0,)))
 
 
 @function
 def outer(a: ArrayLike, b: ArrayLike, /) -> Array:
     """All products of an element of `a` and one of `b`, as a matrix."""
-    left, right = p.common([a, b])
+    left, right = p.factors([a, b])
     return e.multiply(p.reshape(left, (left.size, 1)), p.reshape(right, (1, right.size)))
 
 
 @function
 def vecdot(a: ArrayLike, b: ArrayLike, /, *, axis: int = -1) -> Array:
     """The sum of the products along `axis`; the other axes are stretched."""
-    left, right = p.common([a, b])
+    left, right = p.factors([a, b])
     left, right = (_axis_last(x, axis) for x in (left, right))
     if not dims.same(left.shape[-1], right.shape[-1]):
         raise p.misfit(f"vecdot of {left.type} and {right.type}: the summed axes differ")
@@ -124,7 +124,7 @@ def vecmat(a: ArrayLike, b: ArrayLike, /) -> Array:
 @function
 def tensordot(a: ArrayLike, b: ArrayLike, axes: Any = 2) -> Array:
     """The sum over `axes`: so many last of `a` and first of `b`, or two lists of axes."""
-    left, right = p.common([a, b])
+    left, right = p.factors([a, b])
     if isinstance(axes, (tuple, list)):
         pairs = [tuple(i) if isinstance(i, (tuple, list)) else (i,) for i in axes]
         ours, theirs = (p.all_axes(i, x.ndim) for i, x in zip(pairs, (left, right), strict=True))
@@ -139,7 +139,7 @@ def tensordot(a: ArrayLike, b: ArrayLike, axes: Any = 2) -> Array:
 @function
 def kron(a: ArrayLike, b: ArrayLike, /) -> Array:
     """`b` times each element of `a`, laid out as blocks."""
-    left, right = p.common([a, b])
+    left, right = p.factors([a, b])
     rank = max(left.ndim, right.ndim)
     left, right = (p.reshape(x, (1,) * (rank - x.ndim) + x.shape) for x in (left, right))
     blocks: Expr = e.multiply(
@@ -152,7 +152,7 @@ def kron(a: ArrayLike, b: ArrayLike, /) -> Array:
 @function
 def cross(a: ArrayLike, b: ArrayLike, axis: int = -1) -> Array:
     """The vector product of vectors of 3 along `axis`."""
-    left, right = (_axis_last(x, axis) for x in p.common([a, b]))
+    left, right = (_axis_last(x, axis) for x in p.factors([a, b]))
     if not all(dims.same(x.shape[-1], 3) for x in (left, right)):
         raise p.misfit(f"cross takes vectors of 3, got {left.type} and {right.type}")
     left, right = p.broadcast([left, right])

@@ -100,4 +100,4 @@ def where(condition: ArrayLike, x: ArrayLike = None, y: ArrayLike = None, /) -> 
     """`x` where the condition holds, else `y`; both are computed, and numbers are weak."""
     if x is None or y is None:
         raise data_dependent("where(condition)", "give both branches, rnp.where(condition, a, b)")
-    return p.select(p.operand(condition), *p.common([x, y]))
+    return p.select(p.operand(condition), *p.common([x, y], "select"))

@@ -17,7 +17,14 @@ from retrograde.compiler.errors import DTypeError, ShapeError, TraceError
 from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.dims import Dim, Poly
 from retrograde.compiler.ir.dtypes import DType
-from retrograde.compiler.ir.expr import SCALARS, Expr, as_expr, broadcast_shapes, cast
+from retrograde.compiler.ir.expr import (
+    SCALARS,
+    Expr,
+    as_expr,
+    broadcast_shapes,
+    cast,
+    in_mixed_precision,
+)
 from retrograde.compiler.ir.graph import same_shape
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.ir.registry import lookup
@@ -49,9 +56,15 @@ def operand(x: ArrayLike) -> Any:
     return array(x) if isinstance(x, (list, tuple, range)) else x
 
 
-def common(items: Iterable[ArrayLike]) -> list[Expr]:
-    """The items as expressions of one dtype; numbers and sizes are weak."""
-    xs = [operand(x) for x in items]
+def factors(items: Iterable[ArrayLike]) -> list[Expr]:
+    """The operands of a product as expressions of one dtype."""
+    return common(items, "dot_general")
+
+
+def common(items: Iterable[ArrayLike], op: str = "add") -> list[Expr]:
+    """The items as expressions of one dtype; numbers and sizes are weak.  Where precision is mixed,
+    `op` says how they meet."""
+    xs = in_mixed_precision(lookup(op), [operand(x) for x in items])
     strong: list[DType] = []
     weak: list[str] = []
     for x in xs:
