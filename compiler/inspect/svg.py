@@ -38,7 +38,7 @@ def _by_graphviz(graph: Graph) -> str:
 
     try:
         made = graphviz.Source(to_dot(graph)).pipe(format="svg", encoding="utf-8")
-    except (graphviz.ExecutableNotFound, graphviz.CalledProcessError):
+    except (graphviz.ExecutableNotFound, graphviz.CalledProcessError, BrokenPipeError):
         return ""  # a `dot` that does not run is as good as none
     return str(made)
 

@@ -161,8 +161,8 @@ sinh = unary(
     mixed="wide",
 )
 cosh: Op = unary(
-    "cosh", np.cosh, lambda x, y, g: g * sinh(x), doc="hyperbolic cosine", operations=TRANSCENDENTAL,
-    mixed="wide",
+    "cosh", np.cosh, lambda x, y, g: g * sinh(x), doc="hyperbolic cosine",
+    operations=TRANSCENDENTAL, mixed="wide",
 )
 tanh = unary(
     "tanh", np.tanh, lambda x, y, g: g * (1.0 - y * y), doc="hyperbolic tangent",
