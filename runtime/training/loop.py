@@ -34,6 +34,7 @@ from retrograde.runtime.training.saver import (
 __all__ = ["DivergenceError", "Resumable", "TrainResult", "TrainStep", "train"]
 
 PathLike = str | os.PathLike[str]
+MOST_SKIPPED = 32  # in a row: by then the loss is no longer scaled, but itself no number
 Stopped = Literal["steps", "time", "interrupted"]
 
 
@@ -173,6 +174,7 @@ class _Run:
     meter: Meter
     reached: Reached
     metrics: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0  # the last steps in a row that changed nothing
 
     def go(self, interrupts: Interrupts) -> Stopped:
         """Step until there is a reason to stop, then save."""
@@ -237,7 +239,11 @@ class _Run:
                 f"the step returned {sorted(self.metrics)} and no 'loss'; it must be among them"
             )
         loss = self.metrics["loss"]
-        if not math.isfinite(loss):
+        # A step in f16 that overflowed has changed nothing, and lowers the scale of the next one.
+        self.skipped = self.skipped + 1 if self.metrics.get("skipped") else 0
+        if 0 < self.skipped <= MOST_SKIPPED:
+            return loss
+        if self.skipped or not math.isfinite(loss):
             way_out = self.saver.way_out if self.saver else f"Lower the learning rate. {FINDING}"
             raise DivergenceError(
                 f"step {self.reached.step}: the training diverged, the loss is {loss}. {way_out}",
