@@ -44,7 +44,7 @@ from retrograde.runtime.training.interrupts import uninterrupted
 from retrograde.structures import Described, describe
 from retrograde.traces import as_array, checked_at
 from retrograde.training_graph import KEY, KEY_TYPE, TracedStep, check_loss, trace_step
-from retrograde.training_parts import model_leaf, parameter_names, state_names, step_parts
+from retrograde.training_parts import chosen, model_leaf, parameter_names, state_names, step_parts
 from retrograde.truncation import checked_truncation
 from retrograde.updating import AVERAGED, Kept, checked_decay
 
@@ -144,7 +144,8 @@ class TrainStep(Diagnosed, Explained):
         leaves, self._structure = tree.flatten(model)
         self._paths = [path or "parameter" for path in tree.names(self._structure)]
         arrays = [model_leaf(x, path) for x, path in zip(leaves, self._paths, strict=True)]
-        trained = [i for i, x in enumerate(arrays) if dtypes.dtype(x.dtype).is_float]
+        floats = [i for i, x in enumerate(arrays) if dtypes.dtype(x.dtype).is_float]
+        optimizer, trained = chosen(optimizer, self._paths, floats)
         if not trained:
             raise DataError(f"{where()}the model has no float arrays: there is nothing to train")
         self._fixed = [x.copy() for i, x in enumerate(arrays) if i not in set(trained)]

@@ -32,6 +32,18 @@ def model_leaf(x: Any, path: str) -> Array:
     return x
 
 
+def chosen(optimizer: Any, paths: Sequence[str], floats: list[int]) -> tuple[Any, list[int]]:
+    """The optimizer of the parameters that it trains, and these: one whose settings depend on
+    names (`rg.optim.groups`) is told them, and leaves out those that are frozen."""
+    if not hasattr(optimizer, "named"):
+        return optimizer, floats
+    names = [paths[i] for i in floats]
+    optimizer.check_patterns(names)
+    frozen = optimizer.frozen(names)
+    trained = [i for i in floats if paths[i] not in frozen]
+    return optimizer.named([paths[i] for i in trained]), trained
+
+
 def step_parts(
     loss: Callable[..., Any],
     optimizer: Any,
