@@ -19,6 +19,8 @@ import numpy as np
 
 from retrograde.compiler.errors import CheckpointError, DataError, RetrogradeError
 from retrograde.runtime.training import checkpoint as checkpoints
+from retrograde.runtime.training.curves import write as draw_curves
+from retrograde.runtime.training.events import Events
 from retrograde.runtime.training.interrupts import Interrupts
 from retrograde.runtime.training.metrics import Meter, MetricsWriter
 from retrograde.runtime.training.progress import Display, Status, duration, make_display
@@ -30,12 +32,14 @@ from retrograde.runtime.training.saver import (
     Saver,
     TrainStep,
 )
+from retrograde.runtime.training.watch import Watch
 
-__all__ = ["DivergenceError", "Resumable", "TrainResult", "TrainStep", "train"]
+__all__ = ["DivergenceError", "Resumable", "TrainResult", "TrainStep", "Watch", "train"]
 
+CURVES = "curves.svg"
 PathLike = str | os.PathLike[str]
 MOST_SKIPPED = 32  # in a row: by then the loss is no longer scaled, but itself no number
-Stopped = Literal["steps", "time", "interrupted"]
+Stopped = Literal["steps", "time", "stale", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class TrainResult:
     checkpoint: Path | None
     resumed_from: int | None
     message: str
+    best: float | None = None  # of the metric that was watched
+    best_step: int | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -77,6 +83,10 @@ def train(
     time_limit: float | None = None,
     progress: bool = True,
     on_end: Callable[[TrainResult], None] | None = None,
+    watch: Watch | None = None,
+    keep_best: bool = False,
+    curves: bool = False,
+    events: PathLike | None = None,
 ) -> TrainResult:
     """Train until `steps` steps are done in all, `time_limit` seconds have passed, or a signal.
 
@@ -86,6 +96,11 @@ def train(
     `"run"`.  A run starts anew only where there is no checkpoint and no metrics, or with
     `overwrite`; `resume` continues a checkpoint instead.  `tokens_per_step` is for the speed shown
     (default: the size of the batch's `tokens`).  `on_end` is called when all is saved.
+
+    `watch` names the metric of the validation that is to become better, and for how many
+    validations it may not before the run ends.  `keep_best` keeps the checkpoint of the best one in
+    the folder `best` of `checkpoint`.  `curves` draws the metrics as `curves.svg` beside them after
+    each validation; `events` is a folder for TensorBoard's event files.
 
     Raises `DivergenceError` when the loss, or a tensor about to be saved, is no number, leaving the
     last checkpoint as it is; `CheckpointError` and `DataError` for what cannot be started.
@@ -110,6 +125,7 @@ def train(
 
     writer = None if metrics_file is None else MetricsWriter(metrics_file, position)
     resumed_from = reached.step if resume else None
+    watch = watch or Watch()
     run = _Run(
         step=step,
         batches=batches,
@@ -124,6 +140,10 @@ def train(
         display=make_display(steps, reached.step, progress),
         meter=Meter(steps - reached.step),
         reached=reached,
+        watch=watch,
+        keep_best=keep_best and saver is not None,
+        curves=metrics_file.with_name(CURVES) if curves and metrics_file is not None else None,
+        events=None if events is None else Events(events, reached.step),
     )
     try:
         with Interrupts() as interrupts:
@@ -132,6 +152,8 @@ def train(
         run.display.close()
         if writer is not None:
             writer.close()
+        if run.events is not None:
+            run.events.close()
 
     seconds = time.perf_counter() - started
     result = TrainResult(
@@ -146,6 +168,8 @@ def train(
         checkpoint=None if saver is None else saver.path,
         resumed_from=resumed_from,
         message=_message(stopped, reached.step, steps, saver, seconds),
+        best=reached.best,
+        best_step=reached.best_step,
     )
     if progress:
         print(result.message, flush=True)
@@ -173,6 +197,10 @@ class _Run:
     display: Display
     meter: Meter
     reached: Reached
+    watch: Watch
+    keep_best: bool
+    curves: Path | None
+    events: Events | None
     metrics: dict[str, float] = field(default_factory=dict)
     skipped: int = 0  # the last steps in a row that changed nothing
 
@@ -191,6 +219,9 @@ class _Run:
                 break
             if interrupts.caught is not None:
                 stopped = "interrupted"
+                break
+            if self.watch.is_over(self.reached):
+                stopped = "stale"
                 break
             if time.perf_counter() >= self.deadline:
                 stopped = "time"
@@ -260,6 +291,11 @@ class _Run:
         self.reached.validation = values
         self.reached.validated_step = self.reached.step
         self.record({f"validation_{name}": value for name, value in values.items()})
+        if self.watch.is_better(values, self.reached) and self.keep_best and self.saver is not None:
+            self.saver.save_best(self.reached)
+        if self.curves is not None and self.writer is not None:
+            self.writer.sync()
+            draw_curves(self.writer.path, self.curves)
         figures = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.display.note(f"step {self.reached.step}  validation  {figures}")
         self.meter.resume()
@@ -267,6 +303,8 @@ class _Run:
 
     def record(self, values: Mapping[str, float]) -> None:
         """Write `values` to the metrics."""
+        if self.events is not None:
+            self.events.write(self.reached.step, values)
         if self.writer is None:
             return
         own = {
@@ -345,7 +383,10 @@ def _refuse_overwriting(
 
 
 def _message(stopped: Stopped, step: int, steps: int, saver: Saver | None, seconds: float) -> str:
-    reason = {"steps": "Done", "time": "Time is up", "interrupted": "Interrupted"}[stopped]
+    reason = {
+        "steps": "Done", "time": "Time is up", "interrupted": "Interrupted",
+        "stale": "No better validation for a while: ended",
+    }[stopped]  # fmt: skip
     text = f"{reason} after step {step} of {steps}, in {duration(seconds)}."
     if saver is None:
         return text + (" Nothing was saved: no checkpoint path was given." if step < steps else "")

@@ -23,6 +23,7 @@ Tensors = dict[str, npt.NDArray[Any]]
 # The loop's own entries in a checkpoint's metadata; all others are the step's.
 TRAINING = "training"
 RUN = "run"
+BEST = "best"  # the folder of the checkpoint with the best validation
 
 
 # What a step made by compile_training can be asked.
@@ -78,6 +79,9 @@ class Reached:
     metrics_position: int | None = None  # bytes of the metrics file; None without one
     validated_step: int | None = None
     validation: dict[str, float] = field(default_factory=dict)
+    best: float | None = None  # of the metric that is watched, at `best_step`
+    best_step: int | None = None
+    stale: int = 0  # validations since then
 
 
 class Saver:
@@ -99,6 +103,14 @@ class Saver:
 
     def save(self, reached: Reached) -> None:
         """Write a checkpoint; raises `DivergenceError` instead where a tensor has turned NaN."""
+        self._save(self.path, reached)
+        self.saved_step = reached.step
+
+    def save_best(self, reached: Reached) -> None:
+        """Write the checkpoint of the best validation, beside the run's own."""
+        self._save(self.path / BEST, reached)
+
+    def _save(self, path: Path, reached: Reached) -> None:
         tensors, meta = self._step.state()
         if meta.keys() & {TRAINING, RUN}:
             raise CheckpointError(
@@ -107,8 +119,7 @@ class Saver:
             )
         self._refuse_new_nans(tensors, reached.step)
         own = {**asdict(reached), "data": self._batches.state()}
-        checkpoint.save(self.path, tensors, {**meta, TRAINING: own, RUN: self._run_meta})
-        self.saved_step = reached.step
+        checkpoint.save(path, tensors, {**meta, TRAINING: own, RUN: self._run_meta})
 
     def restore(self) -> Reached:
         """Set the step and the batches to what `path` holds."""

@@ -16,7 +16,8 @@ import retrograde.numpy as rnp  # noqa: E402
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_adafactor_is_that_of_pytorch(decay: float) -> None:
     rng = np.random.default_rng(11)
-    arrays = {"a": rng.normal(size=7), "b": rng.normal(size=(5, 3)), "c": rng.normal(size=(2, 3, 4))}
+    shapes = {"a": (7,), "b": (5, 3), "c": (2, 3, 4)}
+    arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
 
     def loss(m: Any, x: Any) -> Any:
         return sum(rnp.sum((m[name] - x) ** 4) for name in arrays)
