@@ -133,7 +133,8 @@ class CharText(ABC):
         model = self.make_model(values, len(vocabulary))
         arrays = {}
         for name, array in model.parameters().items():
-            saved = tensors.get(f"model.{name}")
+            # Where a running average is kept, it is the model that was evaluated.
+            saved = tensors.get(f"optimizer.averaged.{name}", tensors.get(f"model.{name}"))
             if saved is None or saved.shape != array.shape:
                 got = "missing" if saved is None else f"{saved.dtype}{list(saved.shape)}"
                 raise CheckpointError(

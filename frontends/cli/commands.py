@@ -78,6 +78,7 @@ def settings_options(command: F) -> F:
 @settings_options
 @click.option("--steps", type=int, help="Steps in all, with those before resuming.")
 @click.option("--seed", type=int, help="Of weights, batches and dropout.")
+@click.option("--budget", metavar="BYTES", help="The most memory of a step: 1GiB, 300MiB.")
 @click.option("--time-limit", type=float, metavar="SECONDS", help="End the training after this.")
 @click.option(
     "--checkpoint", metavar="DIR", help="Where to save (default: the next free runs/RECIPE-<n>)."

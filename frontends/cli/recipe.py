@@ -23,7 +23,8 @@ class Training:
     """All that training needs.
 
     `specs` declare the batch, `at` the sizes that the plan is made for.  `validate(model)` gives
-    metrics, `sample(model)` a text to show at the end.  `meta` goes into the checkpoint."""
+    metrics, of which `watch` is to become lower, or higher where `highest`; `sample(model)` a text
+    to show at the end.  `meta` goes into the checkpoint."""
 
     model: Any
     loss: Callable[..., Any]
@@ -35,6 +36,8 @@ class Training:
     validate: Callable[[Any], Mapping[str, float]] | None = None
     sample: Callable[[Any], str] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    watch: str = "loss"
+    highest: bool = False
 
 
 class Recipe(Protocol):
@@ -57,6 +60,11 @@ LOOP = (
     Setting("time_limit", None, float, "seconds after which the training ends", optional=True),
     Setting("validate_every", 0, int, "steps from one validation to the next; 0: at the end"),
     Setting("save_every", 0, int, "steps from one checkpoint to the next; 0: at the end"),
+    Setting("patience", 0, int, "validations without a better one, after which it ends; 0: never"),
+    Setting("ema", None, float, "decay of the running average that is evaluated", optional=True),
+    Setting("precision", None, str, "bf16 or f16: activations in 16 bits", optional=True),
+    Setting("budget", None, str, "most memory of a step, such as 64MiB", optional=True),
+    Setting("events", None, str, "folder for TensorBoard's event files", optional=True),
     Setting("backend", "auto", str, "auto, native, numpy or cupy"),
     Setting("threads", None, int, "of the matrix products", optional=True),
 )

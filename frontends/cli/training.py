@@ -20,6 +20,7 @@ from retrograde.cli.recipes import compiled_step, find, settled
 from retrograde.compiler.errors import CheckpointError, DataError
 from retrograde.runtime.training import checkpoint as checkpoints
 from retrograde.runtime.training.loop import TrainResult, train
+from retrograde.runtime.training.watch import Watch
 
 RUNS = Path("runs")
 
@@ -53,11 +54,14 @@ def run(
     if first is not None:
         click.echo(memory_lines(step, first) + "\n")
     validate = training.validate
+    averaged = settings["ema"] is not None
     result = train(
         step,
         training.batches,
         steps=settings["steps"],
-        validate=None if validate is None else lambda: validate(step.model),
+        validate=None
+        if validate is None
+        else lambda: validate(step.averaged if averaged else step.model),
         validate_every=settings["validate_every"],
         checkpoint=path,
         save_every=settings["save_every"],
@@ -67,8 +71,12 @@ def run(
         meta={"recipe": recipe.name, "settings": dict(settings), **training.meta},
         time_limit=settings["time_limit"],
         progress=progress,
+        watch=Watch(training.watch, training.highest, settings["patience"]),
+        keep_best=validate is not None,
+        curves=path is not None,
+        events=settings["events"],
     )
-    _conclude(training, step, result)
+    _conclude(training, step, result, settings)
     return result.interrupted
 
 
@@ -174,7 +182,9 @@ def _mib(count: int) -> str:
     return f"{count / 2**20:8.2f} MiB"
 
 
-def _conclude(training: Training, step: Any, result: TrainResult) -> None:
+def _conclude(
+    training: Training, step: Any, result: TrainResult, settings: Mapping[str, Any]
+) -> None:
     """The end of a run: its figures, and a sample."""
     figures = [f"validation {name} {value:.4f}" for name, value in result.validation.items()]
     if result.metrics:
@@ -182,6 +192,7 @@ def _conclude(training: Training, step: Any, result: TrainResult) -> None:
     if figures:
         click.echo(", ".join(figures))
     if training.sample is not None and not result.interrupted:
-        click.echo(f"\n{training.sample(step.model)}")
+        model = step.averaged if settings["ema"] is not None else step.model
+        click.echo(f"\n{training.sample(model)}")
     if result.checkpoint is not None and training.sample is not None:
         click.echo(f"\nMore of it: retrograde generate {os.fspath(result.checkpoint)}")

@@ -466,3 +466,28 @@ def test_cache_shows_and_clears_what_is_kept(
 
 def test_version(run: Run) -> None:
     assert re.fullmatch(r"retrograde, version \S+\n", run("--version").output)
+
+
+def test_a_run_with_every_service_resumes_bit_for_bit(train: Run, run: Run, here: Path) -> None:
+    options = (
+        "--set", "precision=f16", "--set", "ema=0.9", "--set", "accumulate=3", "--set",
+        "validate_every=40", "--set", "save_every=30", "--set", "events=events", "--budget", "1MiB",
+    )  # fmt: skip
+    train(*options, "--steps", 250, "--checkpoint", "whole")
+    train(*options, "--steps", 250, "--checkpoint", "cut", "--time-limit", 0.02)
+    assert checkpoint.load(here / "cut")[0]["step"] < 250
+    train("--checkpoint", "cut", "--resume", "--time-limit", 60)
+    for folder in ("", "best"):
+        whole, cut = (checkpoint.load(here / name / folder)[0] for name in ("whole", "cut"))
+        assert all(np.array_equal(whole[name], cut[name]) for name in whole)
+    assert "<svg" in (here / "whole" / "curves.svg").read_text()
+    assert list((here / "events").iterdir())
+    averaged = [name for name in whole if name.startswith("optimizer.averaged.")]
+    assert averaged and "optimizer.loss_scale.scale" in whole
+    assert run("generate", "whole/best", "--tokens", 5).output
+
+
+def test_a_run_ends_when_nothing_becomes_better(train: Run, here: Path) -> None:
+    options = ("--set", "validate_every=1", "--set", "patience=2", "--set", "learning_rate=0")
+    train(*options, "--steps", 50)
+    assert checkpoint.load(here / "runs/char-gpt-1")[0]["step"] == 3
