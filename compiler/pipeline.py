@@ -51,6 +51,7 @@ from retrograde.compiler.passes.scan_truncate import truncation
 from retrograde.compiler.passes.simplify import Simplify
 from retrograde.compiler.passes.slices import SliceFirst
 from retrograde.compiler.passes.tables import TableProducts
+from retrograde.compiler.passes.turns import turns_at_a_time
 from retrograde.compiler.plan.build import Planned, loops_in_runs, plan_program, time_loops
 from retrograde.compiler.plan.decided import Decided, buffers_digest, graph_digest
 from retrograde.compiler.plan.recipe import Recipe, Runs, TimeLoop
@@ -243,6 +244,7 @@ def _compile(
     stages |= _staged(start, (*NATIVE, *ALGEBRA) if options.native else ALGEBRA, options)
     start = stages[ALGEBRA[-1][0]]
     truncated = tuple(truncation(start))
+    turns = turns_at_a_time(start, sizes)
     made: list[CompiledRecipe] = []
     seen: set[str] = set()
     asked = any(node.attrs.get("slots") is not None for node in outermost_nodes(start))
@@ -259,7 +261,8 @@ def _compile(
                 seen.add(text)
         limits = () if rung.passes else truncated  # the first rung cuts nothing
         made += _recipes(
-            rung, end, {**stages, **changed}, symbols, limits, sizes, options, decided
+            rung, end, {**stages, **changed}, symbols, limits, sizes, options, decided,
+            turns,
         )
     planned = made[0].planned
     program = Program(
@@ -305,13 +308,15 @@ def _recipes(
     sizes: Mapping[str, int],
     options: Options,
     decided: Mapping[str, Decided],
+    turns: int,
 ) -> list[CompiledRecipe]:
     """Runs the rest of the pipeline, and plans: with what is kept by default, and under a budget
     with more and more that is computed again."""
-    loops, runs = time_loops(graph), loops_in_runs(graph)
+    loops, runs = time_loops(graph, turns), loops_in_runs(graph)
     sizes = {**sizes, **_reference_cuts(loops, runs, sizes)}
     *end, group = NATIVE_END if options.native else END
-    stages = {**stages, **_staged(graph, (*LOOPS, ("tables", TableProducts(sizes)), *end), options)}
+    behind = (("sink", SinkScan(turns)), *LOOPS[1:])
+    stages = {**stages, **_staged(graph, (*behind, ("tables", TableProducts(sizes)), *end), options)}
     graph = stages[end[-1][0]]
     own = dict.fromkeys(s for loop in loops for s in (loop.segment, loop.slots) if s)
     own |= dict.fromkeys(part.name for part in runs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from retrograde.compiler.codegen.c import HEAD, Function, Share
 from retrograde.compiler.codegen.cstyle import Extents, memory_type
 from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.graph import Node
 from retrograde.compiler.plan.steps import MatmulStep, PackStep
 from retrograde.compiler.plan.views import View
 
@@ -68,6 +69,39 @@ def matmul_function(step: MatmulStep) -> Function:
     ])  # fmt: skip
     share = Share("blocks", held, dims.product(lead), m, n)
     return _function(text, size, (left, step.panels, out), share)
+
+
+def steps_function(node: Node, left: View, panels: View, out: View, adds: bool) -> Function:
+    """dot_steps by panels, left as (m, k), an item as in `matmul_function`; `adds` to what lies in
+    `out`."""
+    kind, held, size = left.dtype.name, panels.dtype, Extents()
+    (m, k), n = left.shape, out.shape[-1]
+    last, first = "k - j * chunk", "rg_max(0, k1 - chunk)"
+    if not node.attrs["reverse"]:
+        last, first = "rg_min(k, (j + 1) * chunk)", "j * chunk"
+    text = "\n".join([
+        f"  const {kind} *const x = (void *)a[0], *const panels = (void *)a[1];",
+        f"  {kind} *const y = (void *)a[2];",
+        "  const i64 rb = a[3], pb = a[4];",
+        f"  const i64 m = {size(m)}, k = {size(k)}, n = {size(n)};",
+        f"  const i64 chunk = rg_max(1, {size(node.attrs['chunk'])});",
+        f"  const i64 sy = {size(out.strides[0])}, sm = {size(left.strides[0])}, "
+        f"sk = {size(left.strides[1])};",
+        f"  const i64 per = (n + RG_NR_{held} - 1) / RG_NR_{held}, across = (per + pb - 1) / pb;",
+        "  for (i64 t = lo; t < hi; t++) {",
+        f"    const i64 p = t % across * pb, c = p * RG_NR_{held}, r = t / across * rb;",
+        f"    const i64 rows = rg_min(rb, m - r), columns = rg_min(n, c + pb * RG_NR_{held}) - c;",
+        "    i64 j = 0;",
+        "    do {",
+        f"      const i64 k1 = {last}, k0 = {first};",
+        f"      rg_gemm_core_{kind}(y + r * sy + c, sy, x + r * sm + k0 * sk, sm, sk, "
+        f"panels + c * k + k0 * RG_NR_{held}, RG_NR_{held}, RG_NR_{held} * k, rows, columns, "
+        f"k1 - k0, n % RG_NR_{held}, {'1' if adds else 'j > 0'});",
+        "      j++;",
+        "    } while (j * chunk < k);",
+        "  }",
+    ])  # fmt: skip
+    return _function(text, size, (left, panels, out), Share("blocks", held, 1, m, n))
 
 
 def blas_function(step: MatmulStep) -> Function:

@@ -14,7 +14,12 @@ from retrograde.compiler.codegen.c_attention import attention_functions, gradien
 from retrograde.compiler.codegen.c_copy import copy_function
 from retrograde.compiler.codegen.c_cross_entropy import head_functions
 from retrograde.compiler.codegen.c_index import check_function, gather_function, scatter_function
-from retrograde.compiler.codegen.c_matmul import blas_function, matmul_function, pack_function
+from retrograde.compiler.codegen.c_matmul import (
+    blas_function,
+    matmul_function,
+    pack_function,
+    steps_function,
+)
 from retrograde.compiler.codegen.c_random import bits_function, fold_function
 from retrograde.compiler.codegen.c_reduce import empty_function, reduce_function, total_functions
 from retrograde.compiler.codegen.c_run import place_function, run_function
@@ -108,6 +113,15 @@ def _row_dot(step: OpStep) -> list[Launch]:
     result = replace(out, shape=out.shape[:-1], strides=out.strides[:-1])
     found = total_function(step.node, [a, b.broadcast(a.shape)], kept, [len(kept)], result)
     return [Launch(found)]
+
+
+def _dot_steps(step: OpStep) -> list[Launch]:
+    start, left, panels = step.operands
+    (out,) = step.results
+    assert isinstance(left, View) and isinstance(panels, View)
+    fresh = isinstance(start, Literal) and start.value == 0
+    before = [] if fresh else _copied(start, out)
+    return [*before, Launch(steps_function(step.node, left, panels, out, not fresh))]
 
 
 def _run(step: OpStep) -> list[Launch]:
@@ -258,7 +272,7 @@ _RULES: dict[str, Callable[[OpStep], list[Launch] | None]] = {
     "sum": _reduction, "prod": _reduction, "max": _reduction, "min": _reduction,
     "any": _reduction, "all": _reduction, "argmax": _place, "argmin": _place,
     "cumsum": _run, "cumprod": _run, "cummax": _run, "cummin": _run, "linear_recurrence": _run,
-    "row_dot": _row_dot, "dot_general": _contraction,
+    "row_dot": _row_dot, "dot_steps": _dot_steps, "dot_general": _contraction,
     "gather": _gather, "scatter_add": _scatter, "scatter_set": _scatter,
     "set_slice": _set_slice, "pad": _pad, "dim_value": _filled, "iota": _iota,
     "random_bits": _bits, "random_fold": _fold,

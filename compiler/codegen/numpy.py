@@ -198,8 +198,10 @@ class Printer:
         if isinstance(step, FusedStep):
             return self._fused(step)
         assert isinstance(step, OpStep)
-        return self._op(step.node, list(map(self.name, step.operands)),
-                        list(map(self.name, step.results)))  # fmt: skip
+        results = (*step.results, *(step.scratch if step.node.op.name == "dot_steps" else ()))
+        return self._op(
+            step.node, list(map(self.name, step.operands)), list(map(self.name, results))
+        )
 
     def _op(self, node: Node, operands: list[str], results: list[str]) -> list[str]:
         """One op, spelled by its kind."""
@@ -379,7 +381,7 @@ def whole_of(x: Turn) -> View:
 _LOWERINGS = {
     "sum": "sum", "max": "max", "min": "min", "prod": "prod", "any": "any", "all": "all",
     "cumsum": "cumsum", "cumprod": "cumprod", "cummax": "cummax", "cummin": "cummin",
-    "row_dot": "row_dot",
+    "row_dot": "row_dot", "dot_steps": "dot_steps",
     "gather": "gather", "scatter_add": "scatter_add", "scatter_set": "scatter_set",
     "iota": "iota", "dim_value": "fill_size", "pad": "pad", "set_slice": "set_slice",
     "random_bits": "random_bits", "random_fold": "random_fold",

@@ -26,6 +26,7 @@ from retrograde.compiler.ops.index_kernels import (
 )
 from retrograde.compiler.ops.random import philox_bits, philox_fold
 from retrograde.compiler.ops.segments import segments
+from retrograde.compiler.ops.steps import chunks
 from retrograde.compiler.plan.revolve import checkpoints
 
 Array = Any  # an array of the module `xp`
@@ -232,6 +233,17 @@ class Support:
             self.xp.matmul(self.ones(rows, x.dtype).T, matrix, out=out.reshape(1, -1))
             return
         self._reduce("sum", x, out, axes, keepdims)
+
+    def dot_steps(
+        self, start: Array, a: Array, b: Array, out: Array, part: Array, chunk: int, reverse: bool
+    ) -> None:
+        """`a` is [m, k] here; `part` has room for the product of a chunk."""
+        part = part.reshape(out.shape)
+        if start is not out:
+            out[...] = start
+        for rows in chunks(len(b), max(1, chunk), reverse):
+            self.xp.matmul(a[:, rows], b[rows], out=part)
+            out += part
 
     def prod(self, x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> None:
         self._reduce("prod", x, out, axes, keepdims)

@@ -27,5 +27,6 @@ from retrograde.compiler.ops import (  # noqa: F401  # each registers its ops
     segments,
     sort,
     special,
+    steps,
     window,
 )

@@ -10,11 +10,13 @@ summation over time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.builder import Builder, new_value
-from retrograde.compiler.ir.expr import Expr
+from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.expr import Expr, zeros
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value, same_type
 from retrograde.compiler.ir.registry import Kind, lookup
 from retrograde.compiler.passes.dce import DCE, has_effect
@@ -23,18 +25,23 @@ from retrograde.compiler.passes.regions import rewrite_scans
 from retrograde.compiler.passes.scan_carries import frozen
 from retrograde.compiler.passes.vectorize import Vectorized, can_vectorize, vectorize
 
-Total = Callable[[Vectorized], Expr]  # the sum over the steps, once the stacks are there
+# The sum over the steps, once the stacks are there, added to what there is already.
+Total = Callable[[Vectorized, Expr | None], Expr]
 
 
 @dataclass(frozen=True)
 class SinkScan:
-    """Moves sums over time, and results that take a product, behind loops."""
+    """Moves sums over time, and results that take a product, behind loops.
+
+    `turns`: how many steps at a time a sum of products takes."""
+
+    turns: int = 1
 
     def __call__(self, graph: Graph) -> Graph:
         makers = graph.producers()
 
         def emit(node: Node, builder: Builder, renamed: dict[Value, Value]) -> None:
-            _Sinking(frozen(node, renamed)).emit(builder, renamed, makers)
+            _Sinking(frozen(node, renamed), self.turns).emit(builder, renamed, makers)
 
         return rewrite_scans(graph, emit)
 
@@ -42,8 +49,10 @@ class SinkScan:
 class _Sinking:
     """One scan: what sinks, and which values the loop has to stack for it."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, turns: int) -> None:
         self.node = node
+        self.turns = turns
+        self.reverse: bool = node.attrs["reverse"]
         self.body: Graph = node.attrs["body"]
         self.n = node.attrs["carries"]
         self.m = self.n + node.attrs["slices"]
@@ -180,7 +189,7 @@ class _Sinking:
         inner = self._total(made.inputs[0])
         if inner is None:
             return None
-        return lambda found: made.op(inner(found), **made.attrs)
+        return _added(lambda found: made.op(inner(found, None), **made.attrs))
 
     def _total_of_padded(self, made: Node) -> Total | None:
         return self._total_of_moved(made) if made.attrs["value"] == 0 else None
@@ -195,7 +204,7 @@ class _Sinking:
         inner = self._total(a)
         if inner is None:
             return None
-        return lambda found: made.op(inner(found), found.shared[b])
+        return _added(lambda found: made.op(inner(found, None), found.shared[b]))
 
     def _total_of_selected(self, made: Node) -> Total | None:
         """Zero where a mask that is the same in every step says so."""
@@ -208,11 +217,11 @@ class _Sinking:
             return None
 
         def total(found: Vectorized) -> Expr:
-            parts = {taken: inner(found), zero: found.shared[zero]}
+            parts = {taken: inner(found, None), zero: found.shared[zero]}
             out: Expr = made.op(found.shared[mask], parts[a], parts[b])
             return out
 
-        return total
+        return _added(total)
 
     def _total_of_add(self, made: Node) -> Total | None:
         if not all(same_type(v.type, made.output.type) for v in made.inputs):
@@ -221,17 +230,30 @@ class _Sinking:
         a, b = inner
         if a is None or b is None:
             return None
-        return lambda found: a(found) + b(found)
+        return lambda found, start: b(found, a(found, start))
 
     def _total_of_sum(self, made: Node) -> Total | None:
         x = made.inputs[0]
         if made.output.dtype is not x.dtype or x not in self.varying or not self._stack(x):
             return None
-        axes = (0, *(a + 1 for a in made.attrs["axes"]))
+        axes = tuple(a + 1 for a in made.attrs["axes"])
 
-        def total(found: Vectorized) -> Expr:
-            out: Expr = lookup("sum")(found.over_steps(x), axes=axes, keepdims=False)
-            return _shaped(out, made.output)
+        last = x.type.ndim - 1
+        rows = made.attrs["axes"] == tuple(range(last)) and _is_wide(x) and last > 0
+
+        def total(found: Vectorized, start: Expr | None) -> Expr:
+            out = found.over_steps(x)
+            if rows:  # as a product, whose other operand is ones
+                one = lookup("constant")(value=1.0, dtype=x.dtype)
+                ones = lookup("broadcast_to")(one, shape=(*out.shape[:-1], 1))
+                if start is not None:
+                    start = lookup("reshape")(start, shape=(1, x.shape[last]))
+                return _shaped(self._over_rows((ones, out), x.shape[:last], start), made.output)
+            if axes:
+                out = lookup("sum")(out, axes=axes, keepdims=False)
+            if start is not None:
+                start = lookup("reshape")(start, shape=out.shape[1:])
+            return _shaped(in_turn(out, start, self.reverse), made.output)
 
         return total
 
@@ -245,13 +267,33 @@ class _Sinking:
         contract = ((0, *(i + 1 for i in lc)), (0, *(i + 1 for i in rc)))
         batch = (tuple(i + 1 for i in lb), tuple(i + 1 for i in rb))
 
-        def total(found: Vectorized) -> Expr:
+        def whole(found: Vectorized) -> Expr:
             out: Expr = lookup("dot_general")(
                 found.over_steps(a), found.over_steps(b), contract=contract, batch=batch
             )
             return out
 
+        free = [[i for i in range(v.type.ndim) if i not in c] for v, c in ((a, lc), (b, rc))]
+        if lb or any(len(axes) != 1 for axes in free) or not _is_wide(made.output):
+            return _added(whole)
+
+        def total(found: Vectorized, start: Expr | None) -> Expr:
+            pairs = ((a, (*lc, *free[0])), (b, (*rc, *free[1])))
+            rows = [_ordered(found.over_steps(v), [0, *(i + 1 for i in axes)]) for v, axes in pairs]
+            return self._over_rows((rows[0], rows[1]), [a.shape[i] for i in lc], start)
+
         return total
+
+    def _over_rows(
+        self, rows: tuple[Expr, Expr], step: Sequence[Dim], start: Expr | None
+    ) -> Expr:
+        """The sum of the products of rows, those of a step having the shape `step`."""
+        a, b = (lookup("reshape")(x, shape=(dims.product(x.shape[:-1]), x.shape[-1])) for x in rows)
+        if start is None:
+            start = zeros(TensorType(a.dtype, (a.shape[-1], b.shape[-1])))
+        chunk = self.turns * dims.product(step)
+        out: Expr = lookup("dot_steps")(start, a, b, chunk=chunk, reverse=self.reverse)
+        return out
 
     def _total_of_scatter(self, made: Node) -> Total | None:
         """Scatters into zeros, added up, are one scatter of all updates."""
@@ -264,12 +306,11 @@ class _Sinking:
             elif not self._stack(v):
                 return None
 
-        def total(found: Vectorized) -> Expr:
-            places = [found.over_steps(v) for v in indices]
-            zero = lookup("broadcast_to")(
-                lookup("constant")(value=0.0, dtype=into.dtype), shape=into.shape
-            )
-            out: Expr = made.op(zero, found.over_steps(updates), *places, **made.attrs)
+        def total(found: Vectorized, start: Expr | None) -> Expr:
+            rows = [found.over_steps(v) for v in (updates, *indices)]
+            if self.reverse:  # in the order in which the loop would add them
+                rows = [lookup("flip")(x, axes=(0,)) for x in rows]
+            out: Expr = made.op(zeros(into.type) if start is None else start, *rows, **made.attrs)
             return out
 
         return total
@@ -321,10 +362,8 @@ class _Sinking:
         with builder.located(node.loc, node.scope, origin):
             for i, total in self.totals.items():
                 start = node.inputs[i]
-                summed = total(found)
-                if not is_zero(start, makers):
-                    summed = Expr(start, builder) + summed
-                renamed[node.outputs[i]] = summed.value
+                before = None if is_zero(start, makers) else Expr(start, builder)
+                renamed[node.outputs[i]] = total(found, before).value
             for j in self.results:
                 renamed[node.outputs[j]] = found.over_steps(body.outputs[j]).value
 
@@ -350,12 +389,52 @@ def _once(total: Total) -> Total:
     """`total`, whose nodes are emitted once, however many sums have it as a part."""
     made: list[Expr] = []
 
-    def emitted(found: Vectorized) -> Expr:
+    def emitted(found: Vectorized, start: Expr | None) -> Expr:
+        if start is not None:
+            return total(found, start)
         if not made:
-            made.append(total(found))
+            made.append(total(found, None))
         return made[0]
 
     return emitted
+
+
+def _added(total: Callable[[Vectorized], Expr]) -> Total:
+    """A total that is made by itself, then added to what there is."""
+
+    def added(found: Vectorized, start: Expr | None) -> Expr:
+        return total(found) if start is None else start + total(found)
+
+    return added
+
+
+def _ordered(x: Expr, order: Sequence[int]) -> Expr:
+    """`x` with its axes in that order."""
+    if list(order) != list(range(x.ndim)):
+        x = lookup("transpose")(x, perm=tuple(order))
+    return x
+
+
+def _is_wide(v: Value) -> bool:
+    """Whether sums of `v` are held in its own type."""
+    return v.dtype.is_float and v.dtype.bytes >= 4
+
+
+def in_turn(x: Expr, start: Expr | None, reverse: bool) -> Expr:
+    """The sum over axis 0, one after the other: from the last on with `reverse`."""
+    if start is None and dims.decide_le(1, x.shape[0]) is not True:
+        start = zeros(TensorType(x.dtype, x.shape[1:]))
+    if start is not None:
+        first = lookup("reshape")(start, shape=(1, *x.shape[1:]))
+        x = lookup("concatenate")(*((x, first) if reverse else (first, x)), axis=0)
+    sums = lookup("cumsum")(x, axis=0, reverse=reverse)
+    last: Dim = 0 if reverse else x.shape[0] - 1
+    none, ones = (0,) * (x.ndim - 1), (1,) * x.ndim
+    row = lookup("slice")(
+        sums, start=(last, *none), stop=(last + 1, *x.shape[1:]), step=ones
+    )
+    out: Expr = lookup("reshape")(row, shape=x.shape[1:])
+    return out
 
 
 def is_zero(v: Value, makers: Mapping[Value, Node]) -> bool:

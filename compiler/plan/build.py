@@ -97,8 +97,9 @@ def plan_program(
 
 
 
-def time_loops(graph: Graph) -> tuple[TimeLoop, ...]:
-    """The loops of `graph` that run back from kept states, with what it costs to find more."""
+def time_loops(graph: Graph, turns: int = 1) -> tuple[TimeLoop, ...]:
+    """The loops of `graph` that run back from kept states, with what it costs to find more; their
+    segments are multiples of `turns` steps."""
     found = []
     for node, times in _outermost(graph):
         if node.op.name != "scan_replay":
@@ -114,7 +115,7 @@ def time_loops(graph: Graph) -> tuple[TimeLoop, ...]:
         found.append(
             TimeLoop(
                 attrs["length"], step, again, attrs["symbol"], "" if given else str(slots),
-                attrs.get("truncate"), given,
+                attrs.get("truncate"), given, 1 if given else turns,
             )
         )  # fmt: skip
     return tuple(found)

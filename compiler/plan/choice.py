@@ -106,7 +106,8 @@ def _ways(
         return
     longest = max(dims.evaluate(loop.length, sizes) for loop in recipe.loops)
     most_steps = min((loop.longest for loop in recipe.loops if loop.longest), default=longest)
-    for segment in _segment_lengths(longest, most_steps):
+    turns = max(loop.turns for loop in recipe.loops)
+    for segment in _segment_lengths(longest, most_steps, turns):
         most = max(1, segment_count(longest, segment) - 1)
 
         # More states never cost more.
@@ -164,12 +165,15 @@ def _costed(
     return full, cost * recipe.slower, again
 
 
-def _segment_lengths(length: int, most: int) -> list[int]:
+def _segment_lengths(length: int, most: int, turns: int = 1) -> list[int]:
     """Lengths from `most` down to one step: the least for each number of segments, and others
-    between where there are few segments."""
+    between where there are few segments.  All are multiples of `turns`, but for that of a loop in
+    one."""
     found = {max(1, min(most, length)), 1}
     count = 1.0
     while count <= length:
         found |= {-(-length // int(count)), int(length / count)}
         count *= _FINENESS
+    found = {-(-steps // turns) * turns for steps in found}
+    found |= {length, most // turns * turns or most}
     return sorted((steps for steps in found if 1 <= steps <= most), reverse=True)

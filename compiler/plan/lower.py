@@ -27,7 +27,7 @@ from retrograde.compiler.plan.cross_entropy import head_memory
 from retrograde.compiler.plan.fused import lower_fused, lower_rows
 from retrograde.compiler.plan.lower_scan import lower_scan, updates_of
 from retrograde.compiler.plan.lower_segments import lower_replay, lower_sweep
-from retrograde.compiler.plan.matmul import matrices
+from retrograde.compiler.plan.matmul import Matrix, matrices, step_matrices
 from retrograde.compiler.plan.rowwise import with_rows, with_split
 from retrograde.compiler.plan.steps import (
     BranchStep,
@@ -133,6 +133,8 @@ class Lowering:
             self._concatenate(node)
         elif name == "dot_general" and self._multiplies(node):
             self._matmul(node)
+        elif name == "dot_steps":
+            self._dot_steps(node)
         elif name == "fused":
             summed = {
                 v for n in node.attrs["body"].nodes
@@ -311,19 +313,8 @@ class Lowering:
     def _matmul(self, node: Node) -> None:
         if node.output.dtype.bytes > 2 and self._inner_product(node):
             return
-        operands: list[View] = []
-        for wanted in matrices(node, [self.view_of(v, node) for v in node.inputs]):
-            if isinstance(wanted, View):
-                operands.append(wanted)
-                continue
-            source, shape = wanted
-            type = TensorType(source.dtype, source.shape)
-            copy = new_view(type, "scratch", "packed operand", node.place)
-            self.steps.append(CopyStep(source, copy, "BLAS needs a unit stride", node))
-            packed = copy.reshaped(shape)
-            assert packed is not None
-            operands.append(packed)
-        left, right = operands
+        operands = [self.view_of(v, node) for v in node.inputs]
+        left, right = (self._matrix(wanted, node) for wanted in matrices(node, operands))
         shape = (*left.shape[:-1], right.shape[-1])
         result = self.result(node, node.output)
         matrix = result.reshaped(shape)
@@ -340,6 +331,38 @@ class Lowering:
         own = self.native and not column and not blas
         panels = self._packed(right, node) if own else None
         self.steps.append(MatmulStep(node, (left, right), (matrix,), panels, blas))
+
+    def _dot_steps(self, node: Node) -> None:
+        """A sum over steps: its rows as matrices, the right one in panels where kernels multiply."""
+        start, *rows = node.inputs
+        left, right = (
+            self._matrix(wanted, node) for wanted in step_matrices(*(self.view_of(v, node) for v in rows))
+        )
+        space: tuple[View, ...] = ()
+        if self.native:
+            right = self._packed(right, node)
+        else:
+            space = (scratch(node.output.type.size, node.output.dtype, node.place),)
+        place = self.places[start]
+        result = self.result(node, node.output)
+        if not _unit_stride(result):
+            self.landed.discard(node.output)
+            result = self.places[node.output] = new_view(
+                node.output.type, "value", node.op.name, node.place
+            )
+        self.steps.append(OpStep(node, (place, left, right), (result,), space))
+
+    def _matrix(self, wanted: Matrix, node: Node) -> View:
+        """A matrix that BLAS can read, copied where that takes it."""
+        if isinstance(wanted, View):
+            return wanted
+        source, shape = wanted
+        type = TensorType(source.dtype, source.shape)
+        copy = new_view(type, "scratch", "packed operand", node.place)
+        self.steps.append(CopyStep(source, copy, "BLAS needs a unit stride", node))
+        packed = copy.reshaped(shape)
+        assert packed is not None
+        return packed
 
     def _packed(self, matrix: View, node: Node) -> View:
         """The panels of the right operand of a product; of two products by one array they are made

@@ -26,6 +26,11 @@ def matrices(node: Node, operands: Sequence[View]) -> tuple[Matrix, Matrix]:
     return _matrix(left, lb, lf, lc), _matrix(right, rb, rc, rf)
 
 
+def step_matrices(left: View, right: View) -> tuple[Matrix, Matrix]:
+    """The operands of a dot_steps, (k, m) and (k, n), as (m, k) and (k, n)."""
+    return _matrix(left, (), (1,), (0,)), _matrix(right, (), (0,), (1,))
+
+
 def _matrix(
     view: View, batch: Sequence[int], rows: Sequence[int], columns: Sequence[int]
 ) -> Matrix:

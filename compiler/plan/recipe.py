@@ -48,7 +48,8 @@ class TimeLoop:
     """A loop that is cut into segments: its steps, and the operations of running one of them
     forward once more, without residuals (`step`) and with them (`again`); the names of the plan's
     symbols for its segments and the states kept.  `longest`: the most steps of a segment.
-    `given`: the states that are kept, with segments of one step, where the scan says so."""
+    `given`: the states that are kept, with segments of one step, where the scan says so.  `turns`:
+    segments are multiples of it."""
 
     length: Dim
     step: Dim
@@ -57,6 +58,7 @@ class TimeLoop:
     slots: str
     longest: int | None = None
     given: int | None = None
+    turns: int = 1
 
 
 @dataclass(frozen=True)
