@@ -50,6 +50,7 @@ from retrograde.compiler.passes.scan_sink import SinkScan
 from retrograde.compiler.passes.scan_truncate import truncation
 from retrograde.compiler.passes.simplify import Simplify
 from retrograde.compiler.passes.slices import SliceFirst
+from retrograde.compiler.passes.table_sums import TableSums
 from retrograde.compiler.passes.tables import TableProducts
 from retrograde.compiler.passes.turns import turns_at_a_time
 from retrograde.compiler.plan.build import Planned, loops_in_runs, plan_program, time_loops
@@ -93,7 +94,7 @@ PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS, *END)  # but for what depends o
 
 # All stages that there may be, in their order.
 STAGES = (
-    "heads", "attention", *(name for name, _ in ALGEBRA), "join", "lean", "truncate", "segments",
+    "heads", "attention", *(name for name, _ in ALGEBRA), "table-sums", "join", "lean", "truncate", "segments",
     *(name for name, _ in LOOPS), "tables", *(name for name, _ in NATIVE_END[:-1]), "remat",
     "wide", NATIVE_END[-1][0], "order",
 )  # fmt: skip
@@ -243,6 +244,8 @@ def _compile(
     start = stages[next(reversed(stages))]
     stages |= _staged(start, (*NATIVE, *ALGEBRA) if options.native else ALGEBRA, options)
     start = stages[ALGEBRA[-1][0]]
+    stages |= _staged(start, (("table-sums", TableSums(sizes)),), options, inside=False)
+    start = stages["table-sums"]
     truncated = tuple(truncation(start))
     turns = turns_at_a_time(start, sizes)
     made: list[CompiledRecipe] = []
@@ -315,7 +318,11 @@ def _recipes(
     loops, runs = time_loops(graph, turns), loops_in_runs(graph)
     sizes = {**sizes, **_reference_cuts(loops, runs, sizes)}
     *end, group = NATIVE_END if options.native else END
-    behind = (("sink", SinkScan(turns)), *LOOPS[1:])
+    # A BLAS may round a row otherwise in a product of more rows: there each step has its own.
+    behind = (
+        ("sink", SinkScan(turns, merges=options.native)),
+        ("hoist", HoistScan(merges=options.native)),
+    )
     stages = {**stages, **_staged(graph, (*behind, ("tables", TableProducts(sizes)), *end), options)}
     graph = stages[end[-1][0]]
     own = dict.fromkeys(s for loop in loops for s in (loop.segment, loop.slots) if s)

@@ -40,14 +40,15 @@ def is_work(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class HoistScan:
-    """Moves what needs no carry out of loops, as ops over all steps."""
+    """Moves what needs no carry out of loops, as ops over all steps; `merges` as for `vectorize`."""
+
+    merges: bool = True
 
     def __call__(self, graph: Graph) -> Graph:
-        return rewrite_scans(graph, _emit)
+        def emit(node: Node, builder: Builder, renamed: dict[Value, Value]) -> None:
+            builder.append(_hoist(frozen(node, renamed), builder, renamed, self.merges))
 
-
-def _emit(node: Node, builder: Builder, renamed: dict[Value, Value]) -> None:
-    builder.append(_hoist(frozen(node, renamed), builder, renamed))
+        return rewrite_scans(graph, emit)
 
 
 @dataclass
@@ -90,7 +91,7 @@ def _may_not_return(node: Node) -> bool:
     return node.op.checks_data or node.op.name == "while"
 
 
-def _hoist(node: Node, builder: Builder, renamed: dict[Value, Value]) -> Node:
+def _hoist(node: Node, builder: Builder, renamed: dict[Value, Value], merges: bool) -> Node:
     """The scan without what can leave it; the hoisted nodes are emitted before it."""
     body: Graph = node.attrs["body"]
     n, m = node.attrs["carries"], node.attrs["carries"] + node.attrs["slices"]
@@ -113,6 +114,7 @@ def _hoist(node: Node, builder: Builder, renamed: dict[Value, Value]) -> Node:
         {v: operands[v] for v in body.inputs[m:]},
         node.attrs["length"],
         made_by="hoist",
+        merges=merges,
     )
     for j in replaced:
         v = body.outputs[j]

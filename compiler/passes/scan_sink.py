@@ -33,15 +33,16 @@ Total = Callable[[Vectorized, Expr | None], Expr]
 class SinkScan:
     """Moves sums over time, and results that take a product, behind loops.
 
-    `turns`: how many steps at a time a sum of products takes."""
+    `turns`: how many steps at a time a sum of products takes.  `merges` as for `vectorize`."""
 
     turns: int = 1
+    merges: bool = True
 
     def __call__(self, graph: Graph) -> Graph:
         makers = graph.producers()
 
         def emit(node: Node, builder: Builder, renamed: dict[Value, Value]) -> None:
-            _Sinking(frozen(node, renamed), self.turns).emit(builder, renamed, makers)
+            _Sinking(frozen(node, renamed), self.turns, self.merges).emit(builder, renamed, makers)
 
         return rewrite_scans(graph, emit)
 
@@ -49,8 +50,9 @@ class SinkScan:
 class _Sinking:
     """One scan: what sinks, and which values the loop has to stack for it."""
 
-    def __init__(self, node: Node, turns: int) -> None:
+    def __init__(self, node: Node, turns: int, merges: bool) -> None:
         self.node = node
+        self.merges = merges
         self.turns = turns
         self.reverse: bool = node.attrs["reverse"]
         self.body: Graph = node.attrs["body"]
@@ -357,7 +359,7 @@ class _Sinking:
             for i in range(self.m, len(body.inputs))
         }
         tail = [inner for inner in body.nodes if inner in self.tail]
-        found = vectorize(tail, stacked, shared, length, made_by="sink")
+        found = vectorize(tail, stacked, shared, length, made_by="sink", merges=self.merges)
         origin = replace(node.origin, made_by="sink")
         with builder.located(node.loc, node.scope, origin):
             for i, total in self.totals.items():

@@ -63,14 +63,14 @@ class TableProducts:
         outputs = [renamed.get(v, v) for v in graph.outputs]
         return builder.finish(outputs, graph.output_names, graph.aliases)
 
-    def _added(self, graph: Graph, makers: Mapping[Value, Node]) -> dict[Value, _Rows]:
+    def _added(self, graph: Graph, makers: Mapping[Value, Node]) -> dict[Value, Rows]:
         """What the products to be rewritten add up by the rows of a table."""
-        found: dict[Value, _Rows] = {}
+        found: dict[Value, Rows] = {}
         for node in graph.nodes:
             if node.op.name != "dot_general" or node.attrs["batch"] != ((), ()):
                 continue
             for side in (0, 1):
-                rows = _rows(node.inputs[side], makers)
+                rows = rows_of(node.inputs[side], makers)
                 if rows is not None and self._smaller(rows) and _over_rows(node, side, rows):
                     found[node.inputs[1 - side]] = rows
         return found
@@ -83,16 +83,15 @@ class TableProducts:
         if node.op.name != "dot_general" or node.attrs["batch"] != ((), ()):
             return None
         for side in (0, 1):
-            rows = _rows(node.inputs[side], makers)
+            rows = rows_of(node.inputs[side], makers)
             if rows is not None and self._smaller(rows):
                 found = _product(node, side, rows, builder)
                 if found is not None:
                     return found
         return None
 
-    def _smaller(self, rows: _Rows) -> bool:
-        table = dims.evaluate(rows.table.shape[0], self.sizes)
-        return FEWER * table <= dims.evaluate(rows.indices.type.size, self.sizes)
+    def _smaller(self, rows: Rows) -> bool:
+        return smaller(rows, self.sizes)
 
     def _scattered(
         self, node: Node, makers: Mapping[Value, Node], builder: Builder
@@ -114,7 +113,7 @@ class TableProducts:
         rank = indices[0].type.ndim
         if g.type.ndim != rank + 1 or dot.attrs["contract"][0] != (rank,) or w.type.ndim != 2:
             return None
-        rows = _Rows(into, indices[0], perm, node.attrs["wrap"])
+        rows = Rows(into, indices[0], perm, node.attrs["wrap"])
         if not is_zero(into, makers) or not self._smaller(rows):
             return None
         total = rows.added(Expr(g, builder))
@@ -123,7 +122,7 @@ class TableProducts:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """Rows of a two-dimensional table, taken along its first axis; `perm` is the order in which
     the axes of the indices stand."""
 
@@ -148,7 +147,13 @@ class _Rows:
         return out
 
 
-def _product(node: Node, side: int, rows: _Rows, builder: Builder) -> Expr | None:
+def smaller(rows: Rows, sizes: Mapping[str, int]) -> bool:
+    """Whether the table has so few rows that to go by way of it pays."""
+    table = dims.evaluate(rows.table.shape[0], sizes)
+    return FEWER * table <= dims.evaluate(rows.indices.type.size, sizes)
+
+
+def _product(node: Node, side: int, rows: Rows, builder: Builder) -> Expr | None:
     """The product `node`, whose operand `side` is rows of a table, by way of the table."""
     mine, theirs = node.attrs["contract"][side], node.attrs["contract"][1 - side]
     other = Expr(node.inputs[1 - side], builder)
@@ -164,7 +169,7 @@ def _product(node: Node, side: int, rows: _Rows, builder: Builder) -> Expr | Non
     return None
 
 
-def _over_rows(node: Node, side: int, rows: _Rows) -> bool:
+def _over_rows(node: Node, side: int, rows: Rows) -> bool:
     """Whether a product adds up over the rows that its operand `side` is, as does a sum over all
     axes of the other operand but the last."""
     rank = rows.indices.type.ndim
@@ -172,7 +177,7 @@ def _over_rows(node: Node, side: int, rows: _Rows) -> bool:
     return bool(node.attrs["contract"] == every) and node.inputs[1 - side].type.ndim == rank + 1
 
 
-def _summed(node: Node, added: Mapping[Value, _Rows]) -> _Rows | None:
+def _summed(node: Node, added: Mapping[Value, Rows]) -> Rows | None:
     """The rows by which a total over all axes but the last is there in part."""
     if node.op.name != "sum" or node.inputs[0] not in added or node.attrs["keepdims"]:
         return None
@@ -180,7 +185,7 @@ def _summed(node: Node, added: Mapping[Value, _Rows]) -> _Rows | None:
     return added[node.inputs[0]] if sorted(node.attrs["axes"]) == list(range(rank)) else None
 
 
-def _total(node: Node, rows: _Rows, builder: Builder) -> Expr:
+def _total(node: Node, rows: Rows, builder: Builder) -> Expr:
     out: Expr = lookup("sum")(rows.added(Expr(node.inputs[0], builder)), axes=(0,), keepdims=False)
     return out
 
@@ -190,20 +195,20 @@ def _dot(a: Expr, b: Expr, contract: tuple[tuple[int, ...], tuple[int, ...]]) ->
     return out
 
 
-def _rows(v: Value, makers: Mapping[Value, Node]) -> _Rows | None:
+def rows_of(v: Value, makers: Mapping[Value, Node]) -> Rows | None:
     """What `v` takes from a table, also where its leading axes changed places."""
     node = makers.get(v)
     if node is None:
         return None
     if node.op.name == "transpose":
         perm = node.attrs["perm"]
-        inner = _rows(node.inputs[0], makers)
+        inner = rows_of(node.inputs[0], makers)
         if inner is None or inner.perm is not None or perm[-1] != len(perm) - 1:
             return None
-        return _Rows(inner.table, inner.indices, perm[:-1], inner.wrap)
+        return Rows(inner.table, inner.indices, perm[:-1], inner.wrap)
     if node.op.name != "gather" or node.attrs["axes"] != (0,) or len(node.inputs) != 2:
         return None
     table, indices = node.inputs
     if table.type.ndim != 2 or not table.dtype.is_float:
         return None
-    return _Rows(table, indices, None, node.attrs["wrap"])
+    return Rows(table, indices, None, node.attrs["wrap"])

@@ -48,13 +48,15 @@ def vectorize(
     shared: Mapping[Value, Expr],
     length: Dim,
     made_by: str = "vectorize",
+    merges: bool = True,
 ) -> Vectorized:
     """Emits `nodes` over all steps into the current builder.
 
     Returns what was given and every result of the nodes.  New nodes have the location and scope of
     the node they compute, which is their ancestor, and `made_by` as the pass that made them.
-    VerifyError for a node that `can_vectorize` refuses."""
-    run = _Run(length, made_by, dict(stacked), dict(shared))
+    VerifyError for a node that `can_vectorize` refuses.  Without `merges` a product of each step
+    stays one of its own, in a batch."""
+    run = _Run(length, made_by, dict(stacked), dict(shared), merges)
     for node in nodes:
         run.emit(node, _origin(node, made_by))
     return Vectorized(run.stacked, run.shared, length)
@@ -115,6 +117,7 @@ class _Run:
     made_by: str
     stacked: dict[Value, Expr]
     shared: dict[Value, Expr]
+    merges: bool = True
 
     def emit(self, node: Node, origin: Origin) -> None:
         flags = tuple(v in self.stacked for v in node.inputs)
@@ -134,7 +137,7 @@ class _Run:
             else:
                 rule = rule_for(node)
                 assert rule is not None
-                results = rule(Step(node, operands, flags, self.length))
+                results = rule(Step(node, operands, flags, self.length, self.merges))
         found = self.stacked if any(flags) else self.shared
         found.update(zip(node.outputs, results, strict=True))
 
@@ -143,7 +146,7 @@ class _Run:
 
         Their ancestors are already said: the nodes of the expansion themselves are nobody's."""
         graph = _expansion(node, self.made_by)
-        inner = _Run(self.length, self.made_by, {}, {})
+        inner = _Run(self.length, self.made_by, {}, {}, self.merges)
         for v, e, flag in zip(graph.inputs, operands, flags, strict=True):
             (inner.stacked if flag else inner.shared)[v] = e
         for part in graph.nodes:

@@ -34,6 +34,7 @@ class Step:
     operands: tuple[Expr, ...]
     stacked: tuple[bool, ...]
     length: Dim
+    merges: bool = True  # whether the rows of all steps may become those of one product
 
     @property
     def attrs(self) -> Attrs:
@@ -211,7 +212,7 @@ def _dot_general(s: Step) -> tuple[Expr, ...]:
     if all(s.stacked):
         return _batched_dot(s)
     own = 0 if s.stacked[0] else 1
-    if not _merges(s, own):
+    if not _merges(s, own) or not s.merges:
         return _batched_dot(s)
     contract, batch = s.attrs["contract"], s.attrs["batch"]
     (out,) = s.emit(
