@@ -35,6 +35,7 @@ from retrograde.compiler.passes.expand import Expand
 from retrograde.compiler.passes.fold import Fold
 from retrograde.compiler.passes.group import Group
 from retrograde.compiler.passes.ladder import Rung, Stage, ladder
+from retrograde.compiler.passes.over_time import OverTime
 from retrograde.compiler.passes.regions import (
     AtWork,
     everywhere,
@@ -94,7 +95,7 @@ PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS, *END)  # but for what depends o
 
 # All stages that there may be, in their order.
 STAGES = (
-    "heads", "attention", *(name for name, _ in ALGEBRA), "table-sums", "join", "lean", "truncate", "segments",
+    "heads", "attention", *(name for name, _ in ALGEBRA), "table-sums", "join", "over-time", "lean", "truncate", "segments",
     *(name for name, _ in LOOPS), "tables", *(name for name, _ in NATIVE_END[:-1]), "remat",
     "wide", NATIVE_END[-1][0], "order",
 )  # fmt: skip
@@ -251,21 +252,20 @@ def _compile(
     made: list[CompiledRecipe] = []
     seen: set[str] = set()
     asked = any(node.attrs.get("slots") is not None for node in outermost_nodes(start))
+    over_time: Stage = ("over-time", OverTime(turns, merges=options.native))
     for rung in ladder(bool(truncated), options.budget is not None, asked):
-        changed = _staged(start, rung.passes, options, inside=False)
-        end = changed[rung.passes[-1][0]] if rung.passes else start
+        names = [name for name, _ in rung.passes]
+        at = names.index("join") + 1 if "join" in names else 0
+        passes = (*rung.passes[:at], over_time, *rung.passes[at:])
+        changed = _staged(start, passes, options, inside=False)
+        end = changed[passes[-1][0]]
         if options.budget is not None or truncated:
-            if end is start and rung.passes:
+            if (text := end.text()) in seen:
                 continue  # there is nothing in the graph for this recipe
-            if rung.passes:
-                seen = seen or {start.text()}
-                if (text := end.text()) in seen:
-                    continue
-                seen.add(text)
+            seen.add(text)
         limits = () if rung.passes else truncated  # the first rung cuts nothing
         made += _recipes(
-            rung, end, {**stages, **changed}, symbols, limits, sizes, options, decided,
-            turns,
+            rung, end, {**stages, **changed}, symbols, limits, sizes, options, decided, turns
         )
     planned = made[0].planned
     program = Program(

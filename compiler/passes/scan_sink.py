@@ -241,7 +241,7 @@ class _Sinking:
         axes = tuple(a + 1 for a in made.attrs["axes"])
 
         last = x.type.ndim - 1
-        rows = made.attrs["axes"] == tuple(range(last)) and _is_wide(x) and last > 0
+        rows = made.attrs["axes"] == tuple(range(last)) and is_wide(x) and last > 0
 
         def total(found: Vectorized, start: Expr | None) -> Expr:
             out = found.over_steps(x)
@@ -250,7 +250,8 @@ class _Sinking:
                 ones = lookup("broadcast_to")(one, shape=(*out.shape[:-1], 1))
                 if start is not None:
                     start = lookup("reshape")(start, shape=(1, x.shape[last]))
-                return _shaped(self._over_rows((ones, out), x.shape[:last], start), made.output)
+                found_sum = sum_of_rows(ones, out, start, self.turns, self.reverse)
+                return _shaped(found_sum, made.output)
             if axes:
                 out = lookup("sum")(out, axes=axes, keepdims=False)
             if start is not None:
@@ -276,26 +277,15 @@ class _Sinking:
             return out
 
         free = [[i for i in range(v.type.ndim) if i not in c] for v, c in ((a, lc), (b, rc))]
-        if lb or any(len(axes) != 1 for axes in free) or not _is_wide(made.output):
+        if lb or any(len(axes) != 1 for axes in free) or not is_wide(made.output):
             return _added(whole)
 
         def total(found: Vectorized, start: Expr | None) -> Expr:
             pairs = ((a, (*lc, *free[0])), (b, (*rc, *free[1])))
             rows = [_ordered(found.over_steps(v), [0, *(i + 1 for i in axes)]) for v, axes in pairs]
-            return self._over_rows((rows[0], rows[1]), [a.shape[i] for i in lc], start)
+            return sum_of_rows(rows[0], rows[1], start, self.turns, self.reverse)
 
         return total
-
-    def _over_rows(
-        self, rows: tuple[Expr, Expr], step: Sequence[Dim], start: Expr | None
-    ) -> Expr:
-        """The sum of the products of rows, those of a step having the shape `step`."""
-        a, b = (lookup("reshape")(x, shape=(dims.product(x.shape[:-1]), x.shape[-1])) for x in rows)
-        if start is None:
-            start = zeros(TensorType(a.dtype, (a.shape[-1], b.shape[-1])))
-        chunk = self.turns * dims.product(step)
-        out: Expr = lookup("dot_steps")(start, a, b, chunk=chunk, reverse=self.reverse)
-        return out
 
     def _total_of_scatter(self, made: Node) -> Total | None:
         """Scatters into zeros, added up, are one scatter of all updates."""
@@ -417,9 +407,20 @@ def _ordered(x: Expr, order: Sequence[int]) -> Expr:
     return x
 
 
-def _is_wide(v: Value) -> bool:
+def is_wide(v: Value) -> bool:
     """Whether sums of `v` are held in its own type."""
     return v.dtype.is_float and v.dtype.bytes >= 4
+
+
+def sum_of_rows(a: Expr, b: Expr, start: Expr | None, turns: int, reverse: bool) -> Expr:
+    """The sum of the products of the rows of `a` and `b`, whose axis 0 are steps, the last one
+    columns, and all others rows of a step."""
+    chunk = turns * dims.product(a.shape[1:-1])
+    a, b = (lookup("reshape")(x, shape=(dims.product(x.shape[:-1]), x.shape[-1])) for x in (a, b))
+    if start is None:
+        start = zeros(TensorType(a.dtype, (a.shape[-1], b.shape[-1])))
+    out: Expr = lookup("dot_steps")(start, a, b, chunk=chunk, reverse=reverse)
+    return out
 
 
 def in_turn(x: Expr, start: Expr | None, reverse: bool) -> Expr:
