@@ -85,6 +85,12 @@ class OverTime:
             if axes:
                 x = lookup("sum")(x, axes=tuple(a + 1 for a in axes), keepdims=False)
             return reshaped(in_turn(x, None, back), node.output.shape)
+        if node.op.name == "scatter_add":
+            parts = [stacked_first(x, c) for x, c in zip(operands[1:], cuts, strict=True)]
+            if back:
+                parts = [lookup("flip")(x, axes=(0,)) for x in parts]
+            out: Expr = node.op(operands[0], *parts, **node.attrs)
+            return out
         if node.op.name != "dot_general" or node.attrs["batch"] != ((), ()):
             return None
         rows = []
