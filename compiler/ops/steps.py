@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from retrograde.compiler.errors import ShapeError
+from retrograde.compiler.errors import DTypeError, ShapeError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Attrs, TensorType
@@ -35,6 +35,8 @@ def chunks(rows: int, chunk: int, reverse: bool) -> Iterator[slice]:
 
 def _infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
     start, a, b = types
+    if not start.dtype.is_float or start.dtype.bytes < 4:
+        raise DTypeError(f"a sum over steps is of f32 or f64, got {start}")
     if not start.ndim == a.ndim == b.ndim == 2:
         raise ShapeError(f"a sum over steps is of matrices, got {start}, {a} and {b}")
     pairs = ((a, 0, b, 0), (a, 1, start, 0), (b, 1, start, 1))

@@ -25,6 +25,8 @@ from retrograde.compiler.passes.devectorize_layout import (
 
 def rule_for(node: Node) -> Rule | None:
     """The rule of the node's op, if it has one."""
+    if node.op.name == "dot_steps":
+        return None  # made of the steps of one loop, it stays in another one
     return _BY_NAME.get(node.op.name) or _BY_KIND.get(node.op.kind)
 
 

@@ -22,7 +22,12 @@ from retrograde.compiler.passes.cuts import Cut, ordered, reshaped, stacked_firs
 from retrograde.compiler.passes.devectorize_sums import SUMS
 from retrograde.compiler.passes.join_facts import Facts
 from retrograde.compiler.passes.regions import is_apart
-from retrograde.compiler.passes.scan_sink import in_turn, is_wide, sum_of_rows
+from retrograde.compiler.passes.scan_sink import (
+    in_turn,
+    is_wide,
+    sum_of_all,
+    sum_of_rows,
+)
 from retrograde.compiler.passes.vectorize_rules import spread
 
 
@@ -82,6 +87,8 @@ class OverTime:
                 one = lookup("constant")(value=1.0, dtype=x.dtype)
                 ones = lookup("broadcast_to")(one, shape=(*x.shape[:-1], 1))
                 return reshaped(sum_of_rows(ones, x, None, self.turns, back), node.output.shape)
+            if axes == tuple(range(x.ndim - 1)) and axes:
+                return reshaped(sum_of_all(x, None, back), node.output.shape)
             if axes:
                 x = lookup("sum")(x, axes=tuple(a + 1 for a in axes), keepdims=False)
             return reshaped(in_turn(x, None, back), node.output.shape)

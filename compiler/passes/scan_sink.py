@@ -241,6 +241,7 @@ class _Sinking:
         axes = tuple(a + 1 for a in made.attrs["axes"])
 
         last = x.type.ndim - 1
+        whole = len(axes) == x.type.ndim and is_wide(x)
         rows = made.attrs["axes"] == tuple(range(last)) and is_wide(x) and last > 0
 
         def total(found: Vectorized, start: Expr | None) -> Expr:
@@ -252,6 +253,10 @@ class _Sinking:
                     start = lookup("reshape")(start, shape=(1, x.shape[last]))
                 found_sum = sum_of_rows(ones, out, start, self.turns, self.reverse)
                 return _shaped(found_sum, made.output)
+            if whole and out.ndim > 1:
+                if start is not None:
+                    start = lookup("reshape")(start, shape=(1, 1))
+                return _shaped(sum_of_all(out, start, self.reverse), made.output)
             if axes:
                 out = lookup("sum")(out, axes=axes, keepdims=False)
             if start is not None:
@@ -421,6 +426,17 @@ def sum_of_rows(a: Expr, b: Expr, start: Expr | None, turns: int, reverse: bool)
         start = zeros(TensorType(a.dtype, (a.shape[-1], b.shape[-1])))
     out: Expr = lookup("dot_steps")(start, a, b, chunk=chunk, reverse=reverse)
     return out
+
+
+def sum_of_all(x: Expr, start: Expr | None, reverse: bool) -> Expr:
+    """The sum of all elements [1, 1], step by step.  Of a step they are added up as a product does
+    it, in an order that no layout changes."""
+    if x.ndim > 2:
+        x = lookup("sum")(x, axes=tuple(range(2, x.ndim)), keepdims=False)
+    one = lookup("constant")(value=1.0, dtype=x.dtype)
+    shape = (*x.shape, 1)
+    ones = lookup("broadcast_to")(one, shape=shape)
+    return sum_of_rows(ones, lookup("reshape")(x, shape=shape), start, 1, reverse)
 
 
 def in_turn(x: Expr, start: Expr | None, reverse: bool) -> Expr:

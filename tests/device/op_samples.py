@@ -133,6 +133,10 @@ MORE: dict[str, list[Sample]] = {
         for shape in ((), (3,), (2, 7), (2, 3, 5), (0, 4))
     ],
     "random_fold": [sample(_random_key, _number(77)), sample(_random_key, _number(-1))],
+    "dot_steps": [
+        sample(normal(3, 2), normal(7, 3), normal(7, 2), chunk=2, reverse=reverse)
+        for reverse in (False, True)
+    ] + [sample(normal(3, 40), normal(0, 3), normal(0, 40), chunk=2, reverse=True)],
     "row_dot": [
         sample(normal(3, 4), normal(3, 4)),
         sample(normal(2, 3, 4), normal(4)),

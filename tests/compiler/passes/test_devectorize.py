@@ -26,10 +26,11 @@ from tests.device.op_samples import calls
 Array = npt.NDArray[Any]
 
 # No rule by reason: they make one value, hold sub-graphs, act, or are expanded before; attention
-# and heads go through their keys and rows some at a time by themselves.
+# and heads go through their keys and rows some at a time by themselves; a sum over steps is made
+# after loops and what is around them have joined.
 WITHOUT_RULE = {Kind.CREATE, Kind.REGION, Kind.RANDOM, Kind.COMPOSITE}
 TILED = ("flash_attention", "linear_cross_entropy")
-WHOLE = ("debug_print", *TILED, *(f"{name}_grad" for name in TILED))
+WHOLE = ("debug_print", "dot_steps", *TILED, *(f"{name}_grad" for name in TILED))
 SAMPLED = [op.name for op in all_ops() if op.kind not in WITHOUT_RULE and op.name not in WHOLE]
 # Beside the samples of the ops: steps that share their axis, and rows that look into themselves.
 MORE = {

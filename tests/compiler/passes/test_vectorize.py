@@ -44,6 +44,7 @@ Array = npt.NDArray[Any]
 
 WITHOUT_RULE = {
     "debug_print": "prints in every step, in order",
+    "dot_steps": "made of the steps of one loop, it stays in another one",
     "flash_attention": "its lengths, segments and dropped weights are those of one batch",
     "flash_attention_grad": "likewise",
     "fused": "made after loops are done with",
@@ -126,6 +127,7 @@ MORE: dict[str, list[Sample]] = {
         sample(normal(4, 3), normal(5, 3), normal(5, 2), booleans(5), causal=True),
         sample(normal(2, 4, 3), normal(2, 5, 3), normal(2, 5, 2), booleans(2, 1, 1)),
     ],
+    "dot_steps": [sample(normal(3, 2), normal(5, 3), normal(5, 2), chunk=2)],
     "row_dot": [sample(normal(2, 3), normal(3))],
     "logsumexp": [sample(normal(3, 5), axes=(), keepdims=False)],
 }
