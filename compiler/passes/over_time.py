@@ -47,6 +47,7 @@ class OverTime:
             return graph
         forward = next((n for n in loops if n.origin.role != "cotangent"), loops[0])
         facts = Facts(graph)
+        reads = {v for n in loops if n.origin.role == "cotangent" for v in n.inputs}
         sums = set(facts.sums)
         builder = Builder(graph.name, Expr)
         builder.inputs.extend(graph.inputs)
@@ -54,7 +55,9 @@ class OverTime:
         renamed: dict[Value, Value] = {}
         with builder:
             for node in graph.nodes:
-                back = (node.origin.role == "cotangent") != forward.attrs["reverse"]
+                back = forward.attrs["reverse"]
+                if node in sums and reads.isdisjoint(facts.reached(node.outputs)):
+                    back = not back  # the loop that goes back has all that it takes
                 found: Expr | None = None
                 with builder.located(node.loc, node.scope, node.origin):
                     operands = [Expr(renamed.get(v, v), builder) for v in node.inputs]
@@ -88,7 +91,7 @@ class OverTime:
                 ones = lookup("broadcast_to")(one, shape=(*x.shape[:-1], 1))
                 return reshaped(sum_of_rows(ones, x, None, self.turns, back), node.output.shape)
             if axes == tuple(range(x.ndim - 1)) and axes:
-                return reshaped(sum_of_all(x, None, back), node.output.shape)
+                return reshaped(sum_of_all(x, None, back, self.merges), node.output.shape)
             if axes:
                 x = lookup("sum")(x, axes=tuple(a + 1 for a in axes), keepdims=False)
             return reshaped(in_turn(x, None, back), node.output.shape)

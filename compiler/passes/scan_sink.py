@@ -256,7 +256,7 @@ class _Sinking:
             if whole and out.ndim > 1:
                 if start is not None:
                     start = lookup("reshape")(start, shape=(1, 1))
-                return _shaped(sum_of_all(out, start, self.reverse), made.output)
+                return _shaped(sum_of_all(out, start, self.reverse, self.merges), made.output)
             if axes:
                 out = lookup("sum")(out, axes=axes, keepdims=False)
             if start is not None:
@@ -428,10 +428,11 @@ def sum_of_rows(a: Expr, b: Expr, start: Expr | None, turns: int, reverse: bool)
     return out
 
 
-def sum_of_all(x: Expr, start: Expr | None, reverse: bool) -> Expr:
+def sum_of_all(x: Expr, start: Expr | None, reverse: bool, merges: bool) -> Expr:
     """The sum of all elements [1, 1], step by step.  Of a step they are added up as a product does
-    it, in an order that no layout changes."""
-    if x.ndim > 2:
+    it, in an order that no layout changes; with `merges`, where kernels add up, rows by themselves
+    before that."""
+    if x.ndim > 2 and merges:
         x = lookup("sum")(x, axes=tuple(range(2, x.ndim)), keepdims=False)
     one = lookup("constant")(value=1.0, dtype=x.dtype)
     shape = (*x.shape, 1)
