@@ -128,7 +128,7 @@ def inside(graph: Graph) -> Iterator[list[Node]]:
 
 
 def products(nodes: list[Node]) -> int:
-    return sum(node.op.name == "dot_general" for node in nodes)
+    return sum(node.op.name in ("dot_general", "dot_steps") for node in nodes)
 
 
 @pytest.mark.parametrize("name", CASES)
