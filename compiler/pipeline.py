@@ -95,7 +95,8 @@ PIPELINE: tuple[Stage, ...] = (*ALGEBRA, *LOOPS, *END)  # but for what depends o
 
 # All stages that there may be, in their order.
 STAGES = (
-    "heads", "attention", *(name for name, _ in ALGEBRA), "table-sums", "join", "over-time", "lean", "truncate", "segments",
+    "heads", "attention", *(name for name, _ in ALGEBRA), "table-sums", "join", "over-time", "lean",
+    "truncate", "segments",
     *(name for name, _ in LOOPS), "tables", *(name for name, _ in NATIVE_END[:-1]), "remat",
     "wide", NATIVE_END[-1][0], "order",
 )  # fmt: skip
@@ -326,7 +327,8 @@ def _recipes(
         ("sink", SinkScan(turns, merges=options.native)),
         ("hoist", HoistScan(merges=options.native)),
     )
-    stages = {**stages, **_staged(graph, (*behind, ("tables", TableProducts(sizes)), *end), options)}
+    tables = ("tables", TableProducts(sizes))
+    stages = {**stages, **_staged(graph, (*behind, tables, *end), options)}
     graph = stages[end[-1][0]]
     own = dict.fromkeys(s for loop in loops for s in (loop.segment, loop.slots) if s)
     own |= dict.fromkeys(part.name for part in runs)

@@ -1,12 +1,12 @@
 """dot_steps: a sum of products over the steps of a loop, whose order of additions is its own.
 
 Operands: what there is already [m, n], and two arrays of rows, [k, m] and [k, n], the rows of one
-step after those of the one before.  The rows are taken `chunk` at a time: from the first on, or with
-`reverse` from the last on, as a reverse loop meets its steps, where the chunk that the division
-leaves shorter is the one that comes last.  A chunk's product is added up by itself, then to the sum.
-Invariant: the sum of all rows has the bits of that of the rows met first, with those of the rest
-added, wherever between two chunks they are parted: a loop in segments adds up as the whole does.
-"""
+step after those of the one before.  The rows are taken `chunk` at a time: from the first on, or
+with `reverse` from the last on, as a reverse loop meets its steps, where the chunk that the
+division leaves shorter is the one that comes last.  A chunk's product is added up by itself, then
+to the sum. Invariant: the sum of all rows has the bits of that of the rows met first, with those
+of the rest added, wherever between two chunks they are parted: a loop in segments adds up as the
+whole does. """
 
 from __future__ import annotations
 

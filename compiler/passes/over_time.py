@@ -1,10 +1,10 @@
 """Sums over the steps of a loop, outside of it, in the order in which the loop would add them.
 
-Graph -> Graph.  Under a budget the losses of the steps, and the gradients of what makes them, may be
-added up in the loops (`passes/scan_join.py`); without one they are sums over all steps at once.
+Graph -> Graph.  Under a budget the losses of the steps, and the gradients of what makes them, may
+be added up in the loops (`passes/scan_join.py`); without one they are sums over all steps at once.
 Here the latter get the order of the former, so that both have the same bits.  What is added up
-follows from the loops alone (`Facts`), never from a size.  Invariant: same values up to the order of
-summation.
+follows from the loops alone (`Facts`), never from a size.  Invariant: same values up to the order
+of summation.
 """
 
 from __future__ import annotations

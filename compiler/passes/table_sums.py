@@ -1,9 +1,9 @@
 """Gradients by the rows of a table, in loops: a sum over time of products with rows of a table -> a
 product with the sums by row.
 
-Graph -> Graph.  `passes/tables.py` does the same for what is there for all steps at once.  Here it is
-done to the carries of a reverse loop, before recipes part ways: what a step adds up is then the same
-in all of them, so that their gradients have the same bits.
+Graph -> Graph.  `passes/tables.py` does the same for what is there for all steps at once.  Here it
+is done to the carries of a reverse loop, before recipes part ways: what a step adds up is then the
+same in all of them, so that their gradients have the same bits.
 
     sum of dot(take(E, i)[t], G[t])   ->  dot(E, S)     S: the sum of scatter_add(0, G[t], i[t])
     scatter_add(0, dot(G[t], W), i)   ->  dot(S, W)     where the loop has S anyhow

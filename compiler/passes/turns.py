@@ -1,10 +1,10 @@
 """How many steps of a loop a sum of products over time takes at a time: (Graph, sizes) -> steps.
 
-The order in which a gradient is added up over time is the program's: chunks of so many steps.  It is
-the same in all recipes, so their results have the same bits; what follows is that a segment of a
+The order in which a gradient is added up over time is the program's: chunks of so many steps.  It
+is the same in all recipes, so their results have the same bits; what follows is that a segment of a
 checkpointed loop is some chunks long.  So chunks are long enough for products to be efficient, and
-no longer than half the square root of the loop, about which segments pay.  Invariant: a power of two.
-"""
+no longer than half the square root of the loop, about which segments pay.  Invariant: a power of
+two. """
 
 from __future__ import annotations
 

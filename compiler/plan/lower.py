@@ -333,11 +333,10 @@ class Lowering:
         self.steps.append(MatmulStep(node, (left, right), (matrix,), panels, blas))
 
     def _dot_steps(self, node: Node) -> None:
-        """A sum over steps: its rows as matrices, the right one in panels where kernels multiply."""
+        """A sum over steps: its rows as matrices, the right one in panels for kernels."""
         start, *rows = node.inputs
-        left, right = (
-            self._matrix(wanted, node) for wanted in step_matrices(*(self.view_of(v, node) for v in rows))
-        )
+        operands = [self.view_of(v, node) for v in rows]
+        left, right = (self._matrix(wanted, node) for wanted in step_matrices(*operands))
         space: tuple[View, ...] = ()
         if self.native:
             right = self._packed(right, node)

@@ -74,7 +74,7 @@ def compiled(name: str, backend: str) -> tuple[Any, Any, Any, Any]:
     return step_of(name, backend, 2 * most), start, results, state
 
 
-# With many tokens BLAS on the NumPy device may round a joined head by an ulp, in segments of a chunk.
+# With many tokens, in segments of one chunk, NumPy may round a head that joined by an ulp.
 WIDE = ("lstm, many tokens", "two layers, dropout")
 CASES = [(name, "native") for name in MODELS] + [(n, "numpy") for n in MODELS if n not in WIDE]
 
