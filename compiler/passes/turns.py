@@ -4,7 +4,8 @@ The order in which a gradient is added up over time is the program's: chunks of 
 is the same in all recipes, so their results have the same bits; what follows is that a segment of a
 checkpointed loop is some chunks long.  So chunks are long enough for products to be efficient, and
 no longer than half the square root of the loop, about which segments pay.  Invariant: a power of
-two. """
+two.
+"""
 
 from __future__ import annotations
 
