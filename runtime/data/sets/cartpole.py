@@ -145,7 +145,8 @@ def logged(number: int, seed: int = 0) -> Episode:
     even = words[6:].reshape(2, MOST_STEPS)
     noise = np.sqrt(-2.0 * np.log1p(-even[0])) * np.cos(2 * np.pi * even[1])
     cart = CartPole()
-    seen, actions = [cart.place(_START * (2.0 * words[:4] - 1.0))], []
+    seen = [cart.place(_spread(words[:4]))]
+    actions: list[int] = []
     over = False
     while not over:
         leaning = 0.0 if at_random else float(cart.state @ np.array(WEIGHTS))
@@ -154,9 +155,7 @@ def logged(number: int, seed: int = 0) -> Episode:
         observation, _, over = cart.step(actions[-1])
         seen.append(observation)
     count = len(actions)
-    return Episode(
-        np.stack(seen[:count]), np.array(actions, np.int32), np.ones(count, np.float32)
-    )
+    return Episode(np.stack(seen[:count]), np.array(actions, np.int32), np.ones(count, np.float32))
 
 
 def _words(seed: int, episode: int, stream: int, count: int) -> npt.NDArray[np.uint64]:
@@ -166,9 +165,13 @@ def _words(seed: int, episode: int, stream: int, count: int) -> npt.NDArray[np.u
 
 
 def _uniform(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    return (words >> np.uint64(11)) * 2.0**-53
+    return np.asarray((words >> np.uint64(11)) * 2.0**-53, np.float64)
 
 
 def _first(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    first: npt.NDArray[np.float64] = _START * (2.0 * _uniform(words) - 1.0)
-    return first
+    return _spread(_uniform(words))
+
+
+def _spread(uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Numbers from 0 to 1 as the numbers of a first state."""
+    return np.asarray(_START * (2.0 * uniform - 1.0))

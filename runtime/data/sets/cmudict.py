@@ -30,7 +30,7 @@ _ENTRY = re.compile(r"([^ ]+?)(?:\([0-9]+\))? (.+)")
 
 @dataclass(frozen=True)
 class Entry:
-    """A word in small letters, and each way to say it: `("W ER1 D".split(),)`; digits are stress."""
+    """A word, and each way to say it: `(("W", "ER1", "D"),)`; digits are stress."""
 
     word: str
     pronunciations: tuple[tuple[str, ...], ...]
@@ -82,4 +82,4 @@ def unstressed(phonemes: tuple[str, ...]) -> tuple[str, ...]:
 
 def _family(word: str) -> str:
     """What `smith`, `smith's` and `smith.` have in common, so that they are never torn apart."""
-    return word.rstrip('.').removesuffix("'s").rstrip('.') or word
+    return word.rstrip(".").removesuffix("'s").rstrip(".") or word

