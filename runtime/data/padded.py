@@ -24,6 +24,8 @@ from retrograde.runtime.data.epochs import (
 )
 from retrograde.runtime.data.examples import Batch, Collection, Lengths
 
+_CANDIDATES = 256  # edges that are tried
+
 
 class Padded(EpochBatches[Batch]):
     """Batches of examples as they come, each padded to the longest in it.
@@ -85,8 +87,8 @@ class Buckets(EpochBatches[Batch]):
     """Batches of examples of similar length, so that little is padded and few sizes occur.
 
     An example is in the first bucket whose edge is not below its length; without `edges` there are
-    at most `buckets` of about equally many examples.  A batch has `batch` rows of one bucket, or
-    with `tokens` as many as make so many tokens; it is padded to the least edge that its longest
+    at most `buckets`, with the edges that pad the least.  A batch has `batch` rows of one bucket,
+    or with `tokens` as many as make so many tokens; it is padded to the least edge that its longest
     sequence does not exceed.  All else is as in `Padded`.
     """
 
@@ -175,9 +177,7 @@ def _edges(lengths: npt.NDArray[np.int64], edges: Sequence[int] | None, buckets:
     if edges is None:
         if buckets < 1:
             raise DataError(f"there must be at least one bucket, not {buckets}")
-        ranks = np.arange(1, buckets + 1) * lengths.size // buckets - 1
-        found = np.sort(lengths)[np.maximum(ranks, 0)].tolist()
-        return sorted({max(1, edge) for edge in found} | {longest})
+        return _least_padding(np.maximum(lengths, 1), buckets)
     given = [int(edge) for edge in edges]
     if not given or given[0] < 1 or any(a >= b for a, b in itertools.pairwise(given)):
         raise DataError(f"edges must be positive and rise, not {given}")
@@ -187,6 +187,32 @@ def _edges(lengths: npt.NDArray[np.int64], edges: Sequence[int] | None, buckets:
             "that, or leave longer sequences out"
         )
     return given
+
+
+def _least_padding(lengths: npt.NDArray[np.int64], buckets: int) -> list[int]:
+    """At most `buckets` edges with the fewest places in all, by dynamic programming.
+
+    Edges are lengths that occur; of many, a part spread evenly over the examples.
+    """
+    ranked = np.sort(lengths)
+    spread = ranked[np.linspace(0, ranked.size - 1, _CANDIDATES).astype(np.int64)]
+    edges = np.unique(ranked if np.unique(ranked).size <= _CANDIDATES else spread)
+    below = np.searchsorted(ranked, edges, side="right")
+    # places[i, j]: of a bucket with the edge j behind one with the edge i (the last row: none).
+    places = (below - np.append(below, 0)[:, None]) * edges.astype(np.float64)
+    places[:-1][np.tri(edges.size, dtype=bool)] = np.inf
+    least, before = places[-1], []
+    for _ in range(min(buckets, edges.size) - 1):
+        sums = np.append(least, 0.0)[:, None] + places
+        before.append(sums.argmin(axis=0))
+        least = sums.min(axis=0)
+    found, at = [int(edges[-1])], edges.size - 1
+    for row in reversed(before):
+        at = int(row[at])
+        if at == edges.size:
+            break
+        found.append(int(edges[at]))
+    return found[::-1]
 
 
 def _check_longest(held: Collection, length: int | None) -> None:
