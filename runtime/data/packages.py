@@ -29,6 +29,7 @@ from retrograde.runtime.native.cache import folder as cache_folder
 PYPI = "https://pypi.org/simple"
 NPM = "https://registry.npmjs.org"
 _ATTEMPTS = 3
+_PAUSE = 0.2  # seconds, four times as long before each further attempt
 _SECONDS = 30.0  # without a byte, after which an attempt has failed
 _CHUNK = 1 << 16
 _INDEX_LIMIT = 16 << 20
@@ -113,7 +114,7 @@ def _download(package: Package, goal: Path) -> None:
     failure: Exception | None = None
     for attempt in range(_ATTEMPTS):
         if attempt:
-            time.sleep(0.2 * 4**attempt)
+            time.sleep(_PAUSE * 4**attempt)
         try:
             _receive(package, _address(package), part)
             failure = None

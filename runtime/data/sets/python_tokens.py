@@ -161,6 +161,10 @@ def _places(tree: ast.AST) -> dict[Place, str]:
                 found[line, end - len(attr.encode("utf-8"))] = role
             case ast.arg(lineno=line, col_offset=column):
                 found[line, column] = "parameter"
+            case ast.MatchAs(lineno=line, col_offset=column, pattern=None, name=str()):
+                found[line, column] = "store"
+            case ast.MatchStar(lineno=line, col_offset=column, name=str()):
+                found[line, column + 1] = "store"  # behind the star
             case ast.keyword(lineno=line, col_offset=column, arg=str()):
                 found[line, column] = "argument"
     return found

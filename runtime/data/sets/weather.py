@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -187,11 +188,13 @@ def _measured(name: str, number: int, row: dict[str, Any]) -> list[float]:
         return float("nan") if row[key] == "NA" else float(row[key])
 
     try:
-        found = {key: field(key) for key in row if key in VARIABLES}
+        found = {key: field(key) for key in VARIABLES if not key.endswith(("_sin", "_cos"))}
         angle = np.deg2rad(field("wind_dir"))
     except (KeyError, TypeError, ValueError) as error:
         raise misread(name, f"not a number: {error}", number) from error
     found |= {"wind_sin": float(np.sin(angle)), "wind_cos": float(np.cos(angle))}
+    if any(map(math.isinf, found.values())):
+        raise misread(name, "a number that is infinite", number)
     if row["wind_gust"] == "NA":
         found["wind_gust"] = 0.0
     for wind in ("wind_speed", "wind_gust"):
