@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrograde.compiler.errors import DataError
+from retrograde.runtime.data.padded import Padded
 from retrograde.runtime.data.sets import weather
 
 COLUMNS = (
@@ -76,6 +77,18 @@ def year() -> weather.Weather:
     values = np.arange(3 * count * 10, dtype=np.float32).reshape(3, count, 10)
     seen = np.ones(values.shape, np.bool_)
     return weather.Weather(hours, values, seen, np.zeros((count, 4), np.float32))
+
+
+def test_windows_make_batches_as_they_are() -> None:
+    windows = year().windows("training", past=9, horizon=4)
+    batch = next(Padded(windows, 5, lengths={}))
+    assert {name: array.shape for name, array in batch.items()} == {
+        "past": (5, 9, 10),
+        "known": (5, 13, 4),
+        "airport": (5,),
+        "targets": (5, 4),
+        "mask": (5, 4),
+    }
 
 
 def test_windows_lie_in_their_part() -> None:
