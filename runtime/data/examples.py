@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class Collection:
     def __len__(self) -> int:
         return len(self.examples)
 
-    @property
+    @cached_property
     def longest(self) -> npt.NDArray[np.int64]:
         """The longest of the lengths of each example, int64[n]; 0 where nothing has a time axis."""
         return np.asarray(self.lengths.max(axis=1, initial=0))

@@ -80,14 +80,16 @@ def fetch(package: Package) -> Path:
     goal = path(package)
     if is_there(package):
         return goal
-    if offline():
-        raise DataError(
-            f"{package.title} is not in {goal.parent}, and RETROGRADE_OFFLINE is set. Unset it "
-            f"once to download {_mib(package.bytes)}, or {_by_hand(package)}"
-        )
-    from filelock import FileLock
-
     try:
+        if offline():
+            damaged = ", where a damaged one was removed" if goal.exists() else ""
+            goal.unlink(missing_ok=True)
+            raise DataError(
+                f"{package.title} is not in {goal.parent}{damaged}, and RETROGRADE_OFFLINE is set. "
+                f"Unset it once to download {_mib(package.bytes)}, or {_by_hand(package)}"
+            )
+        from filelock import FileLock
+
         goal.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(f"{goal}.lock"):
             if not is_there(package):

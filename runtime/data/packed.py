@@ -101,34 +101,39 @@ class Packed(EpochBatches[Batch]):
         return _Arrangement(ranked[by_row], starts, rows)
 
     def _make(self, plan: _Arrangement, number: int) -> Batch:
-        chosen = plan.rows[number * self.batch : (number + 1) * self.batch].tolist()
-        shape = (len(chosen), self.length)
-        made: Batch = {
-            "segments": np.zeros(shape, np.int32),
-            "positions": np.zeros(shape, np.int32),
-            "mask": np.zeros(shape, np.bool_),
-            "resets": np.ones(shape, np.bool_),
-        }
-        data = {
-            name: np.full((*shape, *rest), pad_value(name, dtype, self.pad), dtype)
-            for name, (dtype, rest) in self._held.kinds.items()
-            if name != "mask"
-        }
-        for row, packed in enumerate(chosen):
-            end = 0
-            inside = plan.examples[plan.starts[packed] : plan.starts[packed + 1]].tolist()
-            for segment, example in enumerate(inside, 1):
-                arrays = self._held.get(example)
-                start, end = end, end + int(self._held.longest[example])
-                place = (row, slice(start, end))
-                made["segments"][place] = segment
-                made["positions"][place] = np.arange(end - start)
-                made["mask"][place] = arrays.get("mask", True)
-                made["resets"][row, start + 1 : end] = False
-                for name, array in data.items():
-                    array[place] = arrays[name]
-        whole = {**data, **made}
-        return {name: whole[name] for name in self.fields}
+        rows = plan.rows[number * self.batch : (number + 1) * self.batch]
+        firsts, counts = plan.starts[rows], np.diff(plan.starts)[rows]
+        ranks = _counted(counts)  # of each sequence in its row
+        chosen = plan.examples[np.repeat(firsts, counts) + ranks]
+        lengths = self._held.longest[chosen]
+        positions = _counted(lengths)
+        # Rows are filled from the left, so a place is its row's start and how many went before it.
+        filled = np.add.reduceat(lengths, np.cumsum(counts) - counts)
+        places = np.repeat(np.arange(rows.size) * self.length, filled) + _counted(filled)
+        parts = [self._held.get(example) for example in chosen.tolist()]
+
+        def laid(values: Any, dtype: Any, filler: Any, *rest: int) -> Any:
+            flat = np.full((rows.size * self.length, *rest), filler, dtype)
+            flat[places] = values
+            return flat.reshape(rows.size, self.length, *rest)
+
+        made: Batch = {}
+        for name in self.fields:
+            if name == "segments":
+                made[name] = laid(np.repeat(ranks + 1, lengths), np.int32, 0)
+            elif name == "positions":
+                made[name] = laid(positions, np.int32, 0)
+            elif name == "resets":
+                made[name] = laid(positions == 0, np.bool_, True)
+            elif name == "mask":
+                own = name in self._held.kinds
+                values = np.concatenate([part[name] for part in parts]) if own else True
+                made[name] = laid(values, np.bool_, False)
+            else:
+                dtype, rest = self._held.kinds[name]
+                values = np.concatenate([part[name] for part in parts])
+                made[name] = laid(values, dtype, pad_value(name, dtype, self.pad), *rest)
+        return made
 
     def _describe(self) -> dict[str, Any]:
         return {
@@ -148,6 +153,11 @@ class _Arrangement:
     examples: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
+
+
+def _counted(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """From 0 up for each of `counts`, one behind the other: [2, 3] -> [0, 1, 0, 1, 2]."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def first_fit_decreasing(sizes: npt.NDArray[Any], capacity: int) -> npt.NDArray[np.int64]:

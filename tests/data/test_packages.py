@@ -84,8 +84,12 @@ def test_without_a_network_it_says_what_to_do(
     for words in ("made-up 1.0 (pypi)", "RETROGRADE_OFFLINE is set", "0.2 MiB", PACKAGE.file):
         assert words in str(caught.value)
     assert registry.requests == []
-    # What it says can be done: the file is put there by hand.
     packages.folder().mkdir(parents=True)
+    packages.path(PACKAGE).write_bytes(CONTENT[:-1])
+    with pytest.raises(DataError, match="where a damaged one was removed, and RETROGRADE_OFFLINE"):
+        packages.fetch(PACKAGE)
+    assert kept() == []
+    # What it says can be done: the file is put there by hand.
     packages.path(PACKAGE).write_bytes(CONTENT)
     assert packages.fetch(PACKAGE) == packages.path(PACKAGE)
 
