@@ -115,7 +115,8 @@ class Words:
             isinstance(found, list) and all(isinstance(w, str) for w in found) for found in lists
         ) or not isinstance(unknown, str | None):
             raise DataError("the JSON of words lacks its 'words' and 'specials', lists of strings")
-        return cls(*(tuple(found or ()) for found in lists), unknown)
+        words, specials = (tuple(found or ()) for found in lists)
+        return cls(words, specials, unknown)
 
     @cached_property
     def _token_of(self) -> dict[str, int]:

@@ -22,6 +22,8 @@ class Thing(Base, metaclass=Meta):
         with open(x) as file, self.lock:
             \u00e9t\u00e9 = file.read(3)[key].real
         for i, (a, b) in enumerate(rest): print(f"{i} {a!r:>{b}}", end=sep.join(more))
+        f"""{f"{x}"} and
+        more {size}""", "é" f"ü{i}"
         match x:
             case [first, *others]: return lambda q: q.attr(first)
         try: ...

@@ -47,9 +47,9 @@ _SKIPPED = frozenset(
 )
 _PLAIN = {tokenize.NUMBER: "number", tokenize.STRING: "string", tokenize.OP: "operator"}
 _SOFT_KEYWORDS = frozenset(["match", "case", "type"])
-# From Python 3.12 on an f-string is many tokens; it is joined again.
-_F_START = getattr(tokenize, "FSTRING_START", -1)
-_F_END = getattr(tokenize, "FSTRING_END", -1)
+# From Python 3.12 on an f-string is many tokens (from 3.14 on a t-string too); it is joined again.
+_STARTS = frozenset(getattr(tokenize, f"{kind}STRING_START", -1) for kind in "FT")
+_ENDS = frozenset(getattr(tokenize, f"{kind}STRING_END", -1) for kind in "FT")
 
 Place = tuple[int, int]  # line from 1, column from 0 in bytes of UTF-8
 
@@ -106,7 +106,7 @@ def lines(source: str, file: str) -> list[Line]:
 def _lines(source: str, file: str, places: dict[Place, str]) -> Iterator[Line]:
     words: list[str] = []
     roles: list[str] = []
-    for kind, word, (row, column), text in _tokens(source):
+    for kind, word, place in _tokens(source):
         if kind in (tokenize.NEWLINE, tokenize.ENDMARKER):
             if words:
                 yield Line(tuple(words), tuple(roles), file)
@@ -116,8 +116,7 @@ def _lines(source: str, file: str, places: dict[Place, str]) -> Iterator[Line]:
         if role is None and keyword.iskeyword(word):
             role = "keyword"
         if role is None:
-            start = column if text.isascii() else len(text[:column].encode("utf-8"))
-            role = places.get((row, start)) or _by_neighbours(word, words)
+            role = places.get(place) or _by_neighbours(word, words)
             if words and words[0] in ("import", "from"):
                 role = "import"
         words.append(word)
@@ -131,18 +130,32 @@ def _by_neighbours(word: str, before: list[str]) -> str:
     return {"def": "function", "class": "class", "as": "store"}.get(before[-1], "name")
 
 
-def _tokens(source: str) -> Iterator[tuple[int, str, Place, str]]:
-    """(kind, word, place in characters, physical line) of what is no comment or layout."""
+def _tokens(source: str) -> Iterator[tuple[int, str, Place]]:
+    """(kind, word, place) of what is no comment or layout."""
     depth = 0
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == _F_START:
+    start: Place = (1, 0)
+    rows = io.StringIO(source).readlines()
+    for token in tokenize.generate_tokens(iter([*rows, ""]).__next__):
+        if token.type in _STARTS:
+            start = start if depth else token.start
             depth += 1
-            if depth == 1:
-                yield tokenize.STRING, token.string, token.start, token.line
-        elif token.type == _F_END:
+        elif token.type in _ENDS:
             depth -= 1
+            if not depth:
+                yield tokenize.STRING, _between(rows, start, token.end), start
         elif depth == 0 and token.type not in _SKIPPED:
-            yield token.type, token.string, token.start, token.line
+            row, column = token.start
+            # The parser counts bytes; behind the last line there is a row that is none.
+            before = rows[row - 1][:column] if row <= len(rows) else ""
+            yield token.type, token.string, (row, len(before.encode("utf-8")))
+
+
+def _between(rows: list[str], start: Place, end: Place) -> str:
+    """The source from one place to another, columns in characters."""
+    (first, column), (last, after) = start, end
+    if first == last:
+        return rows[first - 1][column:after]
+    return "".join([rows[first - 1][column:], *rows[first : last - 1], rows[last - 1][:after]])
 
 
 def _places(tree: ast.AST) -> dict[Place, str]:
