@@ -1,4 +1,4 @@
-"""Reading ahead in loops: a turn -> the entry that asks for what a later turn reads and writes.
+"""Reading ahead in loops: a turn -> the entry that asks for what a later turn reads.
 
 Turns on few rows take less time than memory, and what a turn moves on by is a page or more, where
 the processor's own prefetching ends.  Invariant: no bit depends on it.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TURNS = 2  # how far ahead: the next turn begins before memory has answered
 MOST = 32 << 10  # bytes of a turn that are asked for; more would push out what it works on
 
-AHEAD = Note("", ("ask for what a later turn of a loop reads and writes",))
+AHEAD = Note("", ("ask for what a later turn of a loop reads",))
 ASKING = f"""\
 {HEAD}
   for (i64 i = 0; i < a[0]; i++) rg_ahead((const void *)a[1 + 2 * i], a[2 + 2 * i]);
@@ -37,9 +37,10 @@ def ahead_entry(printer: NativePrinter, step: LoopStep, turn: LoopStep | Rows, d
     if any(inside(inner) for inner in turn.body):
         return ""
     found: dict[str, None] = {}
+    made = {v.storage for inner in turn.body for v in writes(inner)}
     for inner in turn.body:
-        for v in (*reads(inner), *writes(inner)):
-            if isinstance(v, Turn) and v.loop is step.turns:
+        for v in reads(inner):
+            if isinstance(v, Turn) and v.loop is step.turns and v.storage not in made:
                 where, bytes = printer.located(v), printer.spell.size(_span(v) * v.dtype.bytes)
                 found[f"({where}, {bytes}), "] = None
     if not found:
