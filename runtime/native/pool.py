@@ -41,6 +41,8 @@ class Code(IntEnum):
     RETURN = 6
     COPY = 7  # arguments with destination, source and number of bytes, barrier
     CHAIN = 8  # blocks, launches behind it (`grain` items of each are a block), barrier
+    TURNS = 9  # turns, direction, argument with the address of numbers, CASEs behind it, its END
+    CASE = 10  # of the turns with the number that it has behind its TURNS: target, movers as above
 
 
 class Spread(IntEnum):
