@@ -23,6 +23,7 @@ from retrograde.version import __version__
 
 if TYPE_CHECKING:
     from retrograde import diagnose, losses, models, nn, optim
+    from retrograde.teaching import scheduled_sampling
 
 __all__ = [
     "Compiled",
@@ -52,6 +53,7 @@ __all__ = [
     "random",
     "remat",
     "scan",
+    "scheduled_sampling",
     "spec",
     "stop_gradient",
     "trace",
@@ -65,6 +67,10 @@ _ON_FIRST_USE = ("diagnose", "losses", "models", "nn", "optim")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "scheduled_sampling":
+        from retrograde.teaching import scheduled_sampling
+
+        return scheduled_sampling
     if name in _ON_FIRST_USE:
         return importlib.import_module(f"retrograde.{name}")
     raise AttributeError(f"retrograde has no {name!r}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from retrograde.compiler.ir import dims
@@ -38,7 +39,7 @@ class TensorType:
     @property
     def size(self) -> Dim:
         """The number of elements."""
-        return dims.product(self.shape)
+        return _elements(self.shape)
 
     @property
     def bytes(self) -> Dim:
@@ -46,6 +47,11 @@ class TensorType:
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@lru_cache(maxsize=1 << 14)
+def _elements(shape: tuple[Dim, ...]) -> Dim:
+    return dims.product(shape)
 
 
 def same_type(a: TensorType, b: TensorType) -> bool:
@@ -223,8 +229,12 @@ class Graph:
         """The nodes that read each value, in order."""
         out: dict[Value, list[Node]] = {}
         for node in self.nodes:
-            for v in dict.fromkeys(node.inputs):
-                out.setdefault(v, []).append(node)
+            for v in node.inputs:
+                readers = out.get(v)
+                if readers is None:
+                    out[v] = [node]
+                elif readers[-1] is not node:
+                    readers.append(node)
         return out
 
     def values(self) -> Iterator[Value]:
