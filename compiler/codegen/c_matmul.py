@@ -12,8 +12,8 @@ from functools import cache
 from retrograde.compiler.codegen.c import HEAD, Function, Share
 from retrograde.compiler.codegen.cstyle import Extents
 from retrograde.compiler.ir import dims
-from retrograde.compiler.ir.graph import Node
 from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.graph import Node
 from retrograde.compiler.plan.steps import MatmulStep, PackStep
 from retrograde.compiler.plan.views import View
 
@@ -42,7 +42,7 @@ def matmul_function(step: MatmulStep) -> Function:
     n = out.shape[-1]
     sizes = (
         m, k, n, out.strides[-2], left.strides[-2], left.strides[-1],
-        0 if _shared_panels(step) else 1, *_axes([left, out]),
+        0 if _shared_panels(step) else 1, 0, 0, *_axes([left, out]),
     )  # fmt: skip
     share = Share("blocks", step.panels.dtype, dims.product(lead), m, n)
     text = product_texts(left.dtype.name)[1]
@@ -55,7 +55,7 @@ def product_texts(kind: str) -> tuple[str, str]:
     are always in one file, which is known before a program is planned."""
     memory = "u16" if kind in _HALVES else kind
     held = "f32" if kind in _HALVES else kind
-    alone = "" if kind in _HALVES else ", 0"
+    order = "" if kind in _HALVES else ", a[12], a[13]"  # chunks of k, and whether to add
     pack = [
         HEAD,
         f"  const {memory} *const b = (void *)a[0];",
@@ -77,16 +77,16 @@ def product_texts(kind: str) -> tuple[str, str]:
         f"  const {held} *const panels = (void *)a[1];",
         f"  {memory} *const y = (void *)a[2];",
         "  const i64 rb = a[3], pb = a[4], m = a[5], k = a[6], n = a[7];",
-        "  const i64 sy = a[8], sm = a[9], sk = a[10], axes = a[12];",
+        "  const i64 sy = a[8], sm = a[9], sk = a[10], axes = a[14];",
         f"  const i64 per = (n + RG_NR_{held} - 1) / RG_NR_{held};",
         f"  const i64 sp = a[11] * per * k * RG_NR_{held};",
         "  const i64 down = (m + rb - 1) / rb, across = (per + pb - 1) / pb;",
         "  for (i64 t = lo; t < hi; t++) {",
         "    const i64 p = t % across, r = t / across % down, q = t / across / down;",
-        f"    rg_gemm_{kind}(y + rg_matrix_at(a + 13, axes, 3, 2, q), sy, "
-        "x + rg_matrix_at(a + 13, axes, 3, 1, q), sm, sk,",
+        f"    rg_gemm_{kind}(y + rg_matrix_at(a + 15, axes, 3, 2, q), sy, "
+        "x + rg_matrix_at(a + 15, axes, 3, 1, q), sm, sk,",
         "      panels + q * sp, k, n, r * rb, rg_min(m, r * rb + rb), p * pb, "
-        f"rg_min(per, p * pb + pb){alone});",
+        f"rg_min(per, p * pb + pb){order});",
         "  }",
         "  return RG_OK;",
         "}",
@@ -95,36 +95,14 @@ def product_texts(kind: str) -> tuple[str, str]:
 
 
 def steps_function(node: Node, left: View, panels: View, out: View, adds: bool) -> Function:
-    """dot_steps by panels, left as (m, k), an item as in `matmul_function`; `adds` to what lies in
-    `out`."""
-    kind, held, size = left.dtype.name, panels.dtype, Extents()
+    """dot_steps by panels, left as (m, k), shared out as in `matmul_function`; `adds` to what lies
+    in `out`."""
     (m, k), n = left.shape, out.shape[-1]
-    last, first = "k - j * chunk", "rg_max(0, k1 - chunk)"
-    if not node.attrs["reverse"]:
-        last, first = "rg_min(k, (j + 1) * chunk)", "j * chunk"
-    text = "\n".join([
-        f"  const {kind} *const x = (void *)a[0], *const panels = (void *)a[1];",
-        f"  {kind} *const y = (void *)a[2];",
-        "  const i64 rb = a[3], pb = a[4];",
-        f"  const i64 m = {size(m)}, k = {size(k)}, n = {size(n)};",
-        f"  const i64 chunk = rg_max(1, {size(node.attrs['chunk'])});",
-        f"  const i64 sy = {size(out.strides[0])}, sm = {size(left.strides[0])}, "
-        f"sk = {size(left.strides[1])};",
-        f"  const i64 per = (n + RG_NR_{held} - 1) / RG_NR_{held}, across = (per + pb - 1) / pb;",
-        "  for (i64 t = lo; t < hi; t++) {",
-        f"    const i64 p = t % across * pb, c = p * RG_NR_{held}, r = t / across * rb;",
-        f"    const i64 rows = rg_min(rb, m - r), columns = rg_min(n, c + pb * RG_NR_{held}) - c;",
-        "    i64 j = 0;",
-        "    do {",
-        f"      const i64 k1 = {last}, k0 = {first};",
-        f"      rg_gemm_core_{kind}(y + r * sy + c, sy, x + r * sm + k0 * sk, sm, sk, "
-        f"panels + c * k + k0 * RG_NR_{held}, RG_NR_{held}, RG_NR_{held} * k, rows, columns, "
-        f"k1 - k0, n % RG_NR_{held}, {'1' if adds else 'j > 0'});",
-        "      j++;",
-        "    } while (j * chunk < k);",
-        "  }",
-    ])  # fmt: skip
-    return _function(text, size, (left, panels, out), Share("blocks", held, 1, m, n))
+    chunk = -1 * node.attrs["chunk"] if node.attrs["reverse"] else node.attrs["chunk"]
+    sizes = (m, k, n, out.strides[0], *left.strides, 0, chunk, int(adds), *_axes([left, out]))
+    share = Share("blocks", panels.dtype, 1, m, n)
+    text = product_texts(left.dtype.name)[1]
+    return Function(text, (left, panels, out), sizes, 0, share=share)
 
 
 def blas_function(step: MatmulStep) -> Function:

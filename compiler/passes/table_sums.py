@@ -7,6 +7,7 @@ same in all of them, so that their gradients have the same bits.
 
     sum of dot(take(E, i)[t], G[t])   ->  dot(E, S)     S: the sum of scatter_add(0, G[t], i[t])
     scatter_add(0, dot(G[t], W), i)   ->  dot(S, W)     where the loop has S anyhow
+    sum of all rows of G[t]           ->  sum(S)        where it has
 
 Invariant: same values up to the order of summation; the indices are checked as before.
 """
@@ -46,7 +47,12 @@ class TableSums:
             if not found or "live" in node.attrs:
                 builder.append(node)
                 return
-            _emit(node, found, scattered, builder, renamed)
+            added = {part.g: part for part in found.values()}
+            summed = {
+                i: added[g] for i, g in _totals(node)
+                if g in added and is_zero(node.inputs[i], makers)
+            }  # fmt: skip
+            _emit(node, found, summed, scattered, builder, renamed)
 
         return DCE()(rewrite_scans(graph, emit))
 
@@ -93,6 +99,22 @@ def _parts(node: Node, makers: Mapping[Value, Node]) -> Iterator[tuple[int, _Par
                 break
 
 
+def _totals(node: Node) -> Iterator[tuple[int, Value]]:
+    """The carries that add up all rows of something, with what that is."""
+    body: Graph = node.attrs["body"]
+    inner, users = body.producers(), body.users()
+    for i, carry in enumerate(body.inputs[: node.attrs["carries"]]):
+        add = inner.get(body.outputs[i])
+        if add is None or add.op.name != "add" or users.get(carry) != [add]:
+            continue
+        total = next((inner.get(v) for v in add.inputs if v is not carry), None)
+        if total is None or total.op.name != "sum" or total.attrs["keepdims"]:
+            continue
+        g = total.inputs[0]
+        if total.attrs["axes"] == tuple(range(g.type.ndim - 1)) and g.dtype is carry.dtype:
+            yield i, g
+
+
 def _scatters(graph: Graph) -> dict[Value, _Scatter]:
     """By what is scattered: the scatters of stacked results."""
     makers = graph.producers()
@@ -116,6 +138,7 @@ def _scatters(graph: Graph) -> dict[Value, _Scatter]:
 def _emit(
     node: Node,
     found: Mapping[int, _Part],
+    summed: Mapping[int, _Part],
     scattered: Mapping[Value, _Scatter],
     builder: Builder,
     renamed: dict[Value, Value],
@@ -140,7 +163,7 @@ def _emit(
             if part.rows.indices not in indices:
                 indices[part.rows.indices] = part.rows.at(builder).value
         begin = [zeros(t).value for t in shapes.values()]
-    left = [i for i in range(n) if i not in found]
+    left = [i for i in range(n) if i not in found and i not in summed]
     with inner:
         for i in left:
             known[body.inputs[i]] = inner.input(body.inputs[i].type, names[i]).value
@@ -152,7 +175,7 @@ def _emit(
         }
         for i in range(m, len(body.inputs)):
             known[body.inputs[i]] = inner.input(body.inputs[i].type, names[i]).value
-        gone = {body.outputs[i] for i in found}
+        gone = {body.outputs[i] for i in (*found, *summed)}
         for step in body.nodes:
             if gone.isdisjoint(step.outputs):
                 inner.append(step.with_inputs(known.get(v, v) for v in step.inputs))
@@ -192,6 +215,9 @@ def _emit(
             table = Expr(part.rows.table, builder)
             pair = (total, table) if part.side else (table, total)
             renamed[node.outputs[i]] = dot(*pair, contract=((0,), (0,)), batch=((), ())).value
+        for i, part in summed.items():
+            total = Expr(sums[part.rows.indices, part.g], builder)
+            renamed[node.outputs[i]] = lookup("sum")(total, axes=(0,), keepdims=False).value
         for v, out in zip(node.outputs[n:], body.outputs[n:], strict=True):
             scatter, product = scattered.get(v), made.get(out)
             if scatter is None or product is None or product.op.name != "dot_general":

@@ -32,7 +32,7 @@ typedef struct {
     /* m rows, n columns, which are whole panels. */                                               \
     RG_CE_SHARED void rg_ce_gemm_##T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, i64 sb, \
                                      i64 sp, i64 m, i64 n, i64 k, int add) {                       \
-        rg_gemm_core_##T(c, sc, a, sm, sk, b, sb, sp, m, n, k, 0, add);                            \
+        rg_gemm_core_##T(c, sc, a, sm, sk, b, sb, sp, m, n, k, 0, 0, add);                         \
     }                                                                                              \
                                                                                                    \
     RG_CE_SHARED T rg_ce_top_##T(const T *row, i64 width) {                                        \

@@ -11,7 +11,9 @@
  * Invariant: an element of c is a sum of blocks of k, in order, and a block is a chain of
  * multiply-adds in order of k that starts at 0.  The blocks depend on k alone (rg_gemm_block), so
  * the bits of an element depend neither on the rows, columns or tile it is computed with, nor on
- * strides, nor on the entry: panels or in place.  Blocks keep long sums accurate.
+ * strides, nor on the entry: panels or in place.  Blocks keep long sums accurate.  With `chunk` k is
+ * cut into chunks of that many, and those into blocks: from the first k on, or with a negative one
+ * from the last k on, so that a sum that is parted between chunks, and the rest added, is the same.
  *
  * Multiply-adds round once, but for x86 without FMA, where that would be a call of libm: there
  * they round twice. */
@@ -364,30 +366,36 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
                                                                                                    \
     /* c, a, b: at the first row and column asked for; b: panels sp apart, sb from one k to the    \
      * next.  A group of tiles passes over a block of a panel while that is in the cache.          \
-     * odd: columns of the last panel, if that is not full. */                                     \
+     * odd: columns of the last panel, if that is not full.  chunk: 0, or see above. */            \
     RG_INLINE void rg_gemm_core_##T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, i64 sb,  \
-                                    i64 sp, i64 m, i64 n, i64 k, i64 odd, int add) {               \
+                                    i64 sp, i64 m, i64 n, i64 k, i64 odd, i64 chunk,               \
+                                    int add) {                                                     \
         enum { NR = RG_NR_##T, ROWS = RG_GEMM_ROWS, LINE = 64 / (int)sizeof(T) };                  \
         enum { STACK = RG_GEMM_STACK / (int)sizeof(T) };                                           \
         T edge[ROWS * NR];                                                                         \
         T packed[STACK];                                                                           \
         if (m <= 0 || n <= 0) return;                                                              \
         const i64 tiles = (m + ROWS - 1) / ROWS, rows = m / tiles, more = m % tiles;               \
-        const i64 block = rg_gemm_block(k), panels = (n + NR - 1) / NR;                            \
+        const i64 turns = chunk < 0 ? -chunk : chunk ? chunk : k;                                  \
+        const i64 block = rg_gemm_block(turns), panels = (n + NR - 1) / NR;                        \
         const i64 group = sk == 1 ? RG_GEMM_GROUP / ROWS : STACK / ROWS / rg_max(block, 1);        \
         for (i64 t0 = 0; t0 < tiles; t0 += group) {                                                \
             const i64 t1 = rg_min(t0 + group, tiles), t2 = rg_min(t1 + group, tiles);              \
             const i64 r0 = t0 * rows + rg_min(t0, more), r1 = t1 * rows + rg_min(t1, more);        \
             const i64 r2 = t2 * rows + rg_min(t2, more);                                           \
-            i64 k0 = 0;                                                                            \
+            i64 done = 0, in = 0; /* in: of what is done, in this chunk */                         \
             do {                                                                                   \
-                const i64 count = rg_min(block, k - k0), sum = add || k0;                          \
+                const i64 count = rg_min(block, rg_min(turns - in, k - done));                     \
+                const i64 sum = add || done, k0 = chunk < 0 ? k - done - count : done;             \
+                in = in + count < turns ? in + count : 0;                                          \
                 /* The block of a that is packed next, fetched a few k at a tile. */               \
-                const int last = k0 + count >= k;                                                  \
+                const int last = done + count >= k;                                                \
                 const T *later = a + (last ? r1 : r0) * sm;                                        \
                 const i64 span = sm != 1 ? 0 : last ? r2 - r1 : r1 - r0;                           \
-                i64 lk = last ? 0 : k0 + count;                                                    \
-                const i64 lend = rg_min(lk + block, k);                                            \
+                const i64 left_k = last ? k : k - done - count;                                    \
+                const i64 next_k = rg_min(block, rg_min(turns - in, left_k));                      \
+                i64 lk = chunk < 0 ? left_k - next_k : last ? 0 : done + count;                    \
+                const i64 lend = lk + next_k;                                                      \
                 const i64 some = (lend - lk) / (panels * (t1 - t0)) + 1;                           \
                 if (sk != 1)                                                                       \
                     rg_gemm_pack_rows_##T(packed, a, sm, sk, t0, t1, rows, more, k0, count);       \
@@ -424,8 +432,8 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
                         next += ahead * count;                                                     \
                     }                                                                              \
                 }                                                                                  \
-                k0 += count;                                                                       \
-            } while (k0 < k);                                                                      \
+                done += count;                                                                     \
+            } while (done < k);                                                                    \
         }                                                                                          \
     }                                                                                              \
                                                                                                    \
@@ -439,18 +447,18 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
                                                                                                    \
     RG_INLINE void rg_gemm_##T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *panels, i64 k,   \
                                i64 n, i64 row_lo, i64 row_hi, i64 panel_lo, i64 panel_hi,          \
-                               int add) {                                                          \
+                               i64 chunk, int add) {                                               \
         enum { NR = RG_NR_##T };                                                                   \
         rg_gemm_core_##T(c + row_lo * sc + panel_lo * NR, sc, a + row_lo * sm, sm, sk,             \
                          panels + panel_lo * NR * k, NR, NR * k, row_hi - row_lo,                  \
-                         rg_min(n, panel_hi * NR) - panel_lo * NR, k, n % NR, add);                \
+                         rg_min(n, panel_hi * NR) - panel_lo * NR, k, n % NR, chunk, add);         \
     }                                                                                              \
                                                                                                    \
     RG_INLINE void rg_gemm_direct_##T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b,        \
                                       i64 skb, i64 snb, i64 m, i64 n, i64 k, int add) {            \
         enum { NR = RG_NR_##T };                                                                   \
         const i64 full = snb == 1 ? n / NR * NR : 0, block = rg_gemm_block(k);                     \
-        if (full) rg_gemm_core_##T(c, sc, a, sm, sk, b, skb, NR, m, full, k, 0, add);              \
+        if (full) rg_gemm_core_##T(c, sc, a, sm, sk, b, skb, NR, m, full, k, 0, 0, add);           \
         if (full == n) return;                                                                     \
         T panel[RG_GEMM_K * NR];                                                                   \
         for (i64 j = full; j < n; j += NR) {                                                       \
@@ -460,7 +468,7 @@ RG_INLINE void rg_gemm_turn_f64(f64 *out, const f64 *x, i64 sn) {
                 const i64 count = rg_min(block, k - k0);                                           \
                 rg_pack_panel_##T(panel, b + k0 * skb + j * snb, count, skb, snb, w);              \
                 rg_gemm_core_##T(c + j, sc, a + k0 * sk, sm, sk, panel, NR, 0, m, w, count, w % NR,\
-                                 add || k0);                                                       \
+                                 0, add || k0);                                                    \
                 k0 += count;                                                                       \
             } while (k0 < k);                                                                      \
         }                                                                                          \
