@@ -127,6 +127,14 @@ def scatter_function(
     if given is not None:
         moved = text.offset(loops, part.places, len(indices)) + text.offset(held, outer, 1)
         text.add(pad, f"const {memory_type(given.dtype)} *const from = x{moved};")
+        step = part.places[-1].strides[len(indices)] if part.places else 0
+        if dims.same(inner.strides[1], 1) and dims.decide_le(step, -1) is True:
+            # No processor sees that rows are read backwards, each from its beginning on.
+            line = 64 // given.dtype.bytes
+            text.add(
+                pad, f"for (i64 i = first; i < last; i += {line})",
+                f"  __builtin_prefetch(from + {text.size(step)} + i);",
+            )  # fmt: skip
     text.add(
         pad, "RG_SIMD",
         f"for (i64 i = first; i < last; i++) {at} = {store(out.dtype, value)};",

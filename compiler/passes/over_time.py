@@ -22,6 +22,7 @@ from retrograde.compiler.passes.devectorize_sums import SUMS
 from retrograde.compiler.passes.join_facts import Facts
 from retrograde.compiler.passes.regions import is_apart
 from retrograde.compiler.passes.scan_sink import (
+    from_the_end,
     in_turn,
     is_wide,
     sum_of_all,
@@ -90,14 +91,14 @@ class OverTime:
                 ones = lookup("broadcast_to")(one, shape=(*x.shape[:-1], 1))
                 return reshaped(sum_of_rows(ones, x, None, self.turns, back), node.output.shape)
             if axes == tuple(range(x.ndim - 1)) and axes:
-                return reshaped(sum_of_all(x, None, back, self.merges), node.output.shape)
+                return reshaped(sum_of_all(x, None, self.turns, back, self.merges), node.output.shape)
             if axes:
                 x = lookup("sum")(x, axes=tuple(a + 1 for a in axes), keepdims=False)
             return reshaped(in_turn(x, None, back), node.output.shape)
         if node.op.name == "scatter_add":
             parts = [stacked_first(x, c) for x, c in zip(operands[1:], cuts, strict=True)]
             if back:
-                parts = [lookup("flip")(x, axes=(0,)) for x in parts]
+                parts = from_the_end(parts)
             out: Expr = node.op(operands[0], *parts, **node.attrs)
             return out
         if node.op.name != "dot_general" or node.attrs["batch"] != ((), ()):

@@ -256,7 +256,7 @@ class _Sinking:
             if whole and out.ndim > 1:
                 if start is not None:
                     start = lookup("reshape")(start, shape=(1, 1))
-                return _shaped(sum_of_all(out, start, self.reverse, self.merges), made.output)
+                return _shaped(sum_of_all(out, start, self.turns, self.reverse, self.merges), made.output)
             if axes:
                 out = lookup("sum")(out, axes=axes, keepdims=False)
             if start is not None:
@@ -305,8 +305,8 @@ class _Sinking:
 
         def total(found: Vectorized, start: Expr | None) -> Expr:
             rows = [found.over_steps(v) for v in (updates, *indices)]
-            if self.reverse:  # in the order in which the loop would add them
-                rows = [lookup("flip")(x, axes=(0,)) for x in rows]
+            if self.reverse:
+                rows = from_the_end(rows)
             out: Expr = made.op(zeros(into.type) if start is None else start, *rows, **made.attrs)
             return out
 
@@ -428,16 +428,31 @@ def sum_of_rows(a: Expr, b: Expr, start: Expr | None, turns: int, reverse: bool)
     return out
 
 
-def sum_of_all(x: Expr, start: Expr | None, reverse: bool, merges: bool) -> Expr:
-    """The sum of all elements [1, 1], step by step.  Of a step they are added up as a product does
-    it, in an order that no layout changes; with `merges`, where kernels add up, rows by themselves
-    before that."""
+def from_the_end(rows: Sequence[Expr]) -> list[Expr]:
+    """What is scattered, and the indices, with the last row of the last step first: the steps as a
+    reverse loop meets them, and of a step no other order than memory's."""
+    axes = tuple(range(rows[1].ndim))
+    return [lookup("flip")(x, axes=axes) for x in rows]
+
+
+def sum_of_all(
+    x: Expr, start: Expr | None, turns: int, reverse: bool, merges: bool
+) -> Expr:
+    """The sum of all elements [1, 1]: of `turns` steps at a time, as one product adds up their
+    sums.  Of a step they are added up as a product does it too, in an order that no layout changes;
+    with `merges`, where kernels add up, rows by themselves before that, and all steps at once."""
+    one = lookup("constant")(value=1.0, dtype=x.dtype)
     if x.ndim > 2 and merges:
         x = lookup("sum")(x, axes=tuple(range(2, x.ndim)), keepdims=False)
-    one = lookup("constant")(value=1.0, dtype=x.dtype)
+    if merges:
+        ones = lookup("broadcast_to")(one, shape=(1, x.shape[1]))
+        x = lookup("dot_general")(ones, x, contract=((1,), (1,)), batch=((), ()))
+        x = lookup("reshape")(x, shape=(x.shape[1], 1))
+    else:
+        turns = 1
     shape = (*x.shape, 1)
     ones = lookup("broadcast_to")(one, shape=shape)
-    return sum_of_rows(ones, lookup("reshape")(x, shape=shape), start, 1, reverse)
+    return sum_of_rows(ones, lookup("reshape")(x, shape=shape), start, turns, reverse)
 
 
 def in_turn(x: Expr, start: Expr | None, reverse: bool) -> Expr:
