@@ -3,8 +3,7 @@
 The order in which a gradient is added up over time is the program's: chunks of so many steps.  It
 is the same in all recipes, so their results have the same bits; what follows is that a segment of a
 checkpointed loop is some chunks long.  So chunks are long enough for products to be efficient, and
-no longer than half the square root of the loop, about which segments pay.  Invariant: a power of
-two.
+no longer than the square root of the loop, about which segments pay.  Invariant: a power of two.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.graph import Graph, Node
 from retrograde.compiler.passes.regions import outermost_nodes
 
-ROWS = 256  # of a chunk, from which on longer ones gain nothing
+ROWS = 256  # of a chunk: a block of k of long products (csource/gemm.h)
 
 
 def turns_at_a_time(graph: Graph, sizes: Mapping[str, int]) -> int:
@@ -32,8 +31,8 @@ def turns_at_a_time(graph: Graph, sizes: Mapping[str, int]) -> int:
         longest = max(longest, dims.evaluate(node.attrs["length"], sizes))
         rows = min(rows or ROWS, *found)
         if (steps := node.attrs.get("truncate")) is not None:
-            longest = min(longest, steps * steps)
-    return min(_power(math.isqrt(longest) // 2), _power(ROWS // max(1, rows)))
+            longest = min(longest, (steps // 2) ** 2)  # a segment is within one cut
+    return min(_power(math.isqrt(longest)), _power(ROWS // max(1, rows)))
 
 
 def _summed(node: Node) -> Iterator[dims.Dim]:
