@@ -10,7 +10,7 @@ whole does. """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ def _evaluate(attrs: Attrs, start: Any, a: Any, b: Any) -> Any:
     return out
 
 
-def _cost(inputs: Any, outputs: Any, attrs: Attrs) -> Dim:
+def _cost(inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Attrs) -> Dim:
     return 2 * outputs[0].size * inputs[1].shape[0]
 
 

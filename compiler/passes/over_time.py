@@ -21,13 +21,7 @@ from retrograde.compiler.passes.cuts import Cut, ordered, reshaped, stacked_firs
 from retrograde.compiler.passes.devectorize_sums import SUMS
 from retrograde.compiler.passes.join_facts import Facts
 from retrograde.compiler.passes.regions import is_apart
-from retrograde.compiler.passes.scan_sink import (
-    from_the_end,
-    in_turn,
-    is_wide,
-    sum_of_all,
-    sum_of_rows,
-)
+from retrograde.compiler.passes.step_sums import from_the_end, is_wide, sum_of_rows, sum_of_steps
 from retrograde.compiler.passes.vectorize_rules import spread
 
 
@@ -85,16 +79,8 @@ class OverTime:
             return None
         if node.op.name == "sum" and node.inputs[0].dtype is node.output.dtype:
             x, axes = stacked_first(operands[0], cuts[0]), cuts[0].axes(node.attrs["axes"])
-            last = x.ndim - 2
-            if axes == tuple(range(last)) and last > 0:
-                one = lookup("constant")(value=1.0, dtype=x.dtype)
-                ones = lookup("broadcast_to")(one, shape=(*x.shape[:-1], 1))
-                return reshaped(sum_of_rows(ones, x, None, self.turns, back), node.output.shape)
-            if axes == tuple(range(x.ndim - 1)) and axes:
-                return reshaped(sum_of_all(x, None, self.turns, back, self.merges), node.output.shape)
-            if axes:
-                x = lookup("sum")(x, axes=tuple(a + 1 for a in axes), keepdims=False)
-            return reshaped(in_turn(x, None, back), node.output.shape)
+            found = sum_of_steps(x, axes, None, self.turns, back, self.merges)
+            return reshaped(found, node.output.shape)
         if node.op.name == "scatter_add":
             parts = [stacked_first(x, c) for x, c in zip(operands[1:], cuts, strict=True)]
             if back:

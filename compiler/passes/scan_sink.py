@@ -10,19 +10,19 @@ summation over time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.builder import Builder, new_value
-from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.expr import Expr, zeros
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value, same_type
 from retrograde.compiler.ir.registry import Kind, lookup
+from retrograde.compiler.passes.cuts import ordered
 from retrograde.compiler.passes.dce import DCE, has_effect
 from retrograde.compiler.passes.ragged import Filled
 from retrograde.compiler.passes.regions import rewrite_scans
 from retrograde.compiler.passes.scan_carries import frozen
+from retrograde.compiler.passes.step_sums import from_the_end, is_wide, sum_of_rows, sum_of_steps
 from retrograde.compiler.passes.vectorize import Vectorized, can_vectorize, vectorize
 
 # The sum over the steps, once the stacks are there, added to what there is already.
@@ -238,30 +238,10 @@ class _Sinking:
         x = made.inputs[0]
         if made.output.dtype is not x.dtype or x not in self.varying or not self._stack(x):
             return None
-        axes = tuple(a + 1 for a in made.attrs["axes"])
-
-        last = x.type.ndim - 1
-        whole = len(axes) == x.type.ndim and is_wide(x)
-        rows = made.attrs["axes"] == tuple(range(last)) and is_wide(x) and last > 0
-
         def total(found: Vectorized, start: Expr | None) -> Expr:
-            out = found.over_steps(x)
-            if rows:  # as a product, whose other operand is ones
-                one = lookup("constant")(value=1.0, dtype=x.dtype)
-                ones = lookup("broadcast_to")(one, shape=(*out.shape[:-1], 1))
-                if start is not None:
-                    start = lookup("reshape")(start, shape=(1, x.shape[last]))
-                found_sum = sum_of_rows(ones, out, start, self.turns, self.reverse)
-                return _shaped(found_sum, made.output)
-            if whole and out.ndim > 1:
-                if start is not None:
-                    start = lookup("reshape")(start, shape=(1, 1))
-                return _shaped(sum_of_all(out, start, self.turns, self.reverse, self.merges), made.output)
-            if axes:
-                out = lookup("sum")(out, axes=axes, keepdims=False)
-            if start is not None:
-                start = lookup("reshape")(start, shape=out.shape[1:])
-            return _shaped(in_turn(out, start, self.reverse), made.output)
+            steps, axes = found.over_steps(x), made.attrs["axes"]
+            out = sum_of_steps(steps, axes, start, self.turns, self.reverse, self.merges)
+            return _shaped(out, made.output)
 
         return total
 
@@ -287,7 +267,7 @@ class _Sinking:
 
         def total(found: Vectorized, start: Expr | None) -> Expr:
             pairs = ((a, (*lc, *free[0])), (b, (*rc, *free[1])))
-            rows = [_ordered(found.over_steps(v), [0, *(i + 1 for i in axes)]) for v, axes in pairs]
+            rows = [ordered(found.over_steps(v), (0, *(i + 1 for i in x))) for v, x in pairs]
             return sum_of_rows(rows[0], rows[1], start, self.turns, self.reverse)
 
         return total
@@ -305,8 +285,7 @@ class _Sinking:
 
         def total(found: Vectorized, start: Expr | None) -> Expr:
             rows = [found.over_steps(v) for v in (updates, *indices)]
-            if self.reverse:
-                rows = from_the_end(rows)
+            rows = from_the_end(rows) if self.reverse else rows
             out: Expr = made.op(zeros(into.type) if start is None else start, *rows, **made.attrs)
             return out
 
@@ -403,73 +382,6 @@ def _added(total: Callable[[Vectorized], Expr]) -> Total:
         return total(found) if start is None else start + total(found)
 
     return added
-
-
-def _ordered(x: Expr, order: Sequence[int]) -> Expr:
-    """`x` with its axes in that order."""
-    if list(order) != list(range(x.ndim)):
-        x = lookup("transpose")(x, perm=tuple(order))
-    return x
-
-
-def is_wide(v: Value) -> bool:
-    """Whether sums of `v` are held in its own type."""
-    return v.dtype.is_float and v.dtype.bytes >= 4
-
-
-def sum_of_rows(a: Expr, b: Expr, start: Expr | None, turns: int, reverse: bool) -> Expr:
-    """The sum of the products of the rows of `a` and `b`, whose axis 0 are steps, the last one
-    columns, and all others rows of a step."""
-    chunk = turns * dims.product(a.shape[1:-1])
-    a, b = (lookup("reshape")(x, shape=(dims.product(x.shape[:-1]), x.shape[-1])) for x in (a, b))
-    if start is None:
-        start = zeros(TensorType(a.dtype, (a.shape[-1], b.shape[-1])))
-    out: Expr = lookup("dot_steps")(start, a, b, chunk=chunk, reverse=reverse)
-    return out
-
-
-def from_the_end(rows: Sequence[Expr]) -> list[Expr]:
-    """What is scattered, and the indices, with the last row of the last step first: the steps as a
-    reverse loop meets them, and of a step no other order than memory's."""
-    axes = tuple(range(rows[1].ndim))
-    return [lookup("flip")(x, axes=axes) for x in rows]
-
-
-def sum_of_all(
-    x: Expr, start: Expr | None, turns: int, reverse: bool, merges: bool
-) -> Expr:
-    """The sum of all elements [1, 1]: of `turns` steps at a time, as one product adds up their
-    sums.  Of a step they are added up as a product does it too, in an order that no layout changes;
-    with `merges`, where kernels add up, rows by themselves before that, and all steps at once."""
-    one = lookup("constant")(value=1.0, dtype=x.dtype)
-    if x.ndim > 2 and merges:
-        x = lookup("sum")(x, axes=tuple(range(2, x.ndim)), keepdims=False)
-    if merges:
-        ones = lookup("broadcast_to")(one, shape=(1, x.shape[1]))
-        x = lookup("dot_general")(ones, x, contract=((1,), (1,)), batch=((), ()))
-        x = lookup("reshape")(x, shape=(x.shape[1], 1))
-    else:
-        turns = 1
-    shape = (*x.shape, 1)
-    ones = lookup("broadcast_to")(one, shape=shape)
-    return sum_of_rows(ones, lookup("reshape")(x, shape=shape), start, turns, reverse)
-
-
-def in_turn(x: Expr, start: Expr | None, reverse: bool) -> Expr:
-    """The sum over axis 0, one after the other: from the last on with `reverse`."""
-    if start is None and dims.decide_le(1, x.shape[0]) is not True:
-        start = zeros(TensorType(x.dtype, x.shape[1:]))
-    if start is not None:
-        first = lookup("reshape")(start, shape=(1, *x.shape[1:]))
-        x = lookup("concatenate")(*((x, first) if reverse else (first, x)), axis=0)
-    sums = lookup("cumsum")(x, axis=0, reverse=reverse)
-    last: Dim = 0 if reverse else x.shape[0] - 1
-    none, ones = (0,) * (x.ndim - 1), (1,) * x.ndim
-    row = lookup("slice")(
-        sums, start=(last, *none), stop=(last + 1, *x.shape[1:]), step=ones
-    )
-    out: Expr = lookup("reshape")(row, shape=x.shape[1:])
-    return out
 
 
 def is_zero(v: Value, makers: Mapping[Value, Node]) -> bool:
