@@ -263,7 +263,8 @@ def _compile(
     over_time: Stage = ("over-time", OverTime(turns, merges=options.native))
     for rung in ladder(bool(truncated), options.budget is not None, asked):
         names = [name for name, _ in rung.passes]
-        if ragged and not options.native and {"join", "lean"} & set(names):
+        changes = {"join", "lean"} & {*names} and "truncate" not in names
+        if ragged and not options.native and changes:
             continue  # a BLAS may round the rows that live otherwise than all rows
         at = names.index("join") + 1 if "join" in names else 0
         passes = (*rung.passes[:at], over_time, *rung.passes[at:])

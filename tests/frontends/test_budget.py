@@ -169,7 +169,7 @@ def test_a_budget_that_cannot_be_met_says_what_could() -> None:
 @pytest.mark.numpy_schedule
 def test_the_report_tells_what_the_budget_made_of_the_loop() -> None:
     _, low, high = limits(last_state)
-    c = compiled(last_state, (low + high) // 8)
+    c = compiled(last_state, (low + high) // 6)
     plan, text = c.plan(**AT), c.report()
     cut = plan.plan_sizes
     count = -(-200 // cut["segment"])

@@ -97,7 +97,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], tuple[int, ...], str, str]] = {
 
 
 def counts(graph: Graph) -> str:
-    """Products, sums of them, gathers and scatters around the loops | in the first loop | in the second."""
+    """Products, sums of them, gathers, scatters around the loops | in the first | in the second."""
     bodies = [body for node in graph.nodes for _, body in node.subgraphs()]
     shown = []
     for part in (graph, *bodies):
