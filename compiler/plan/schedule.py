@@ -1,8 +1,9 @@
 """The order of a graph's nodes: Graph -> Graph with its nodes permuted.
 
 Candidates are the order of the program and a greedy list schedule, each also with what grows memory
-moved as late as it can be; a simulation of the live bytes at reference sizes picks the lowest peak.  Invariant: data flow and effects keep their order; state
-is read before it is updated; nothing is updated before every check of the data has passed.
+put off as long as it can be; a simulation of the live bytes at reference sizes picks the lowest
+peak.  Invariant: data flow and effects keep their order; state is read before it is updated;
+nothing is updated before every check of the data has passed.
 """
 
 from __future__ import annotations
