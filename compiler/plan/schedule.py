@@ -1,9 +1,10 @@
 """The order of a graph's nodes: Graph -> Graph with its nodes permuted.
 
-Candidates are the order of the program and a greedy list schedule, each also with what grows memory
-put off as long as it can be; a simulation of the live bytes at reference sizes picks the lowest
-peak.  Invariant: data flow and effects keep their order; state is read before it is updated;
-nothing is updated before every check of the data has passed.
+Candidates are the order of the program and a greedy list schedule; a simulation of the live bytes
+at reference sizes picks the lower peak.  There, what grows memory is put off as long as it can be,
+if that helps where results are written in place of operands.  Invariant: data flow and effects
+keep their order; state is read before it is updated; nothing is updated before every check of the
+data has passed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from retrograde.compiler.ir.graph import Graph, Node, Value, same_type
 from retrograde.compiler.ops.region import effects_of
 
 _EXTREMES = frozenset({"max", "min", "argmax", "argmin"})  # there is none of no elements
+_WORTH = 0.99  # the share of a peak that an order has to be below, to be taken instead
 ALIASING = frozenset({"reshape", "transpose", "broadcast_to", "slice", "flip"})
 
 
@@ -39,8 +41,14 @@ class Order:
         else:
             model = _Memory(graph, self.sizes)
             candidates = [_topological(before), _greedy(graph, before, model, self.window)]
-            candidates += [_late(order, graph, before, model) for order in candidates]
-            best = min(candidates, key=lambda order: model.peak(order))
+            best = min(candidates, key=model.peak)
+            late = _late(best, graph, before, model)
+            # What is written in place is a guess here: it takes more than a little to go by it.
+            if (
+                model.peak(late) <= model.peak(best)
+                and model.peak(late, True) < _WORTH * model.peak(best, True)
+            ):
+                best = late
         self.chosen.append(tuple(best))
         return graph.replace(nodes=tuple(graph.nodes[i] for i in best))
 
@@ -92,12 +100,13 @@ class _Memory:
             readers[v] = readers.get(v, 0) + 1
         self.readers = readers
 
-    def peak(self, order: Sequence[int]) -> int:
+    def peak(self, order: Sequence[int], in_place: bool = False) -> int:
+        """The most that lives at once; with `in_place` results lie where operands end."""
         left = dict(self.readers)
         live = peak = 0
         for i in order:
             live += sum(self.bytes[v] for v in self.makes[i])
-            peak = max(peak, live - self._taken_over(i, left))
+            peak = max(peak, live - (self._taken_over(i, left) if in_place else 0))
             live -= self.release(i, left)
         return peak
 

@@ -13,6 +13,7 @@ from retrograde.compiler.ir.graph import Graph, same_type
 from retrograde.compiler.ir.verify import verify
 from retrograde.compiler.ops.region import effects_of
 from retrograde.compiler.passes.expand import Expand
+from retrograde.compiler.pipeline import compile_graph
 from retrograde.compiler.plan.schedule import Order, may_refuse, peak_of
 from tests.compiler.passes.harness import same_numbers, written
 from tests.device.random_graphs import RandomGraph
@@ -113,8 +114,10 @@ def test_what_grows_memory_waits_for_its_reader() -> None:
       return %10 }"""
     before = written(text)
     after = Order({})(before)
-    assert peak_of(before, {}) == 3 * 64_000 + 64
-    assert peak_of(after, {}) == 2 * 64_000 + 64
+    assert [n.op.name for n in after.nodes if n.op.name in ("sin", "sum", "mul")] == [
+        "sum", "sin", "mul", "sum",
+    ]  # fmt: skip
+    assert compile_graph(before).planned.placement.lower_bound < 3 * 64_000
     same_numbers(before, after)
 
 
