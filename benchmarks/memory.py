@@ -30,7 +30,7 @@ from benchmarks.problem import GPTProblem
 from benchmarks.run import importable
 
 MB = 10**6
-BEYOND = (260, 130, 105, 95)  # what Python holds comes on top: about 17 MB
+BEYOND = (260, 152, 130, 105, 95)  # what Python holds comes on top
 COMPILED = (0.8, 0.5)  # activation_memory_budget of torch.compile: about 45 s each to compile
 BASE = "retrograde, everything kept"
 OWN = "benchmarks.retrograde_gpt:contender"
