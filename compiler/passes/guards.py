@@ -346,12 +346,29 @@ class Facts:
             factor = self.constant.get(inputs[1])
             if isinstance(factor, (int, float)) and factor > 0:
                 self.open[out] = shut[0]
+        elif name == "dot_general":
+            self.nonzero[out] = self._product(node, out.type.ndim)
         elif name == "exp":
             self.nonzero[out] = shut[0]
         elif name == "softmax":
             self.nonzero[out] = self.open.get(inputs[0], ALWAYS)
         elif name in _KEEP_ZERO:
             self.nonzero[out] = zero[0]
+
+    def _product(self, node: Node, rank: int) -> Guard:
+        """Where a product may differ from 0: bands through the axes that are summed over."""
+        both = ALWAYS
+        for x, labels in zip(node.inputs, self.axes.labels(node), strict=True):
+            both = both.both(self.nonzero.get(x, ALWAYS).moved(labels or {}))
+        bands = dict(both.bands)
+        summed = {a for pair in bands for a in pair if a >= rank}
+        for i in range(rank):
+            for j in range(i + 1, rank):
+                for middle in summed:
+                    a, b = both.between(i, middle), both.between(middle, j)
+                    low, high = bands.get((i, j), (-INF, INF))
+                    bands[i, j] = max(low, a[0] + b[0]), min(high, a[1] + b[1])
+        return Guard(bands, both.segments, both.never).moved({a: a for a in range(rank)})
 
     def _scaled(self, out: Value, a: Affine, b: Affine) -> None:
         for one, other in ((a, b), (b, a)):
