@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from retrograde.compiler.errors import UnsupportedError
 from retrograde.compiler.ir.dims import Symbol
 from retrograde.compiler.ir.graph import Graph, Node, Value
-from retrograde.compiler.passes.guards import ALWAYS, INF, Facts, Guard, band
+from retrograde.compiler.passes.guarded import Facts
+from retrograde.compiler.passes.guards import ALWAYS, INF, Guard, band
 from retrograde.compiler.passes.time_axes import (
     RUNNING,
     Labels,

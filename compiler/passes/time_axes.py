@@ -8,7 +8,7 @@ the inputs; what cuts or joins time otherwise is in `strange`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ _TAKEN_APART = frozenset({"call", "remat_call", "custom_call", "fused"})
 _LAST_AXIS = frozenset({"layer_norm", "rms_norm", "row_dot", "top_k", "token_nll"})
 _ONE_AXIS = frozenset({"softmax", "log_softmax", "sort", "argsort", "argmax", "argmin"})
 RUNNING = frozenset({"cumsum", "cumprod", "cummax", "cummin", "linear_recurrence"})
+_IN_PLACE = frozenset({"slice", "pad", "flip", "set_slice", "concatenate"})
 UNROLLED = 64  # the most turns of a loop that are written out
 
 Labels = dict[int, int]  # axis of an operand -> axis of the result, or a number behind those
@@ -204,10 +205,7 @@ class TimeAxes:
         elif name == "reshape":
             x = inputs[0]
             yield {a: k for a in self.of[x] if (k := self._reshaped(node, a)[0]) is not None}
-        elif name in ("slice", "pad", "flip", "set_slice") or name in RUNNING:
-            for x in inputs:
-                yield {a: a for a in range(x.type.ndim)}
-        elif name == "concatenate":
+        elif name in _IN_PLACE or name in RUNNING:
             for x in inputs:
                 yield {a: a for a in range(x.type.ndim)}
         elif name == "dot_general":
@@ -269,7 +267,7 @@ def _dot_labels(node: Node) -> Iterator[Labels]:
 
 
 def _attention_labels(node: Node) -> Iterator[Labels]:
-    q, k, v, *masks = node.inputs
+    q, k, _, *masks = node.inputs
     rank = q.type.ndim
     lead = {a: a for a in range(rank - 2)}
     keys = rank
@@ -302,8 +300,3 @@ def _reduced_labels(node: Node) -> Iterator[Labels]:
             yield own
         else:  # gains, biases, targets
             yield {a: a for a in range(other.type.ndim)} if node.op.name == "token_nll" else {}
-
-
-def renumbered(labels: Mapping[int, int]) -> Mapping[int, int]:
-    """Label -> axis of the operand."""
-    return {label: a for a, label in labels.items()}
