@@ -22,7 +22,7 @@ from retrograde.training import TrainStep, compile_training
 from retrograde.version import __version__
 
 if TYPE_CHECKING:
-    from retrograde import diagnose, losses, models, nn, optim
+    from retrograde import diagnose, losses, masks, models, nn, optim
 
 __all__ = [
     "Compiled",
@@ -45,6 +45,7 @@ __all__ = [
     "jvp",
     "load",
     "losses",
+    "masks",
     "models",
     "nn",
     "numpy",
@@ -61,7 +62,7 @@ __all__ = [
     "while_loop",
 ]
 
-_ON_FIRST_USE = ("diagnose", "losses", "models", "nn", "optim")
+_ON_FIRST_USE = ("diagnose", "losses", "masks", "models", "nn", "optim")
 
 
 def __getattr__(name: str) -> Any:
