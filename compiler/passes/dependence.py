@@ -48,8 +48,9 @@ class Seen:
 
 
 ANY = Seen(-INF, INF, False)
+FIXED = -1  # as an axis: places counted from the first one, which all elements see
 Source = Value | str
-Places = dict[int | None, Seen]  # by axis; None: places that have no axis here
+Places = dict[int | None, Seen]  # by axis, or FIXED; None: places of which nothing is known
 Sees = dict[Source, Places]
 
 
@@ -128,7 +129,12 @@ class Dependence:
 
     def isolated(self, v: Value) -> bool:
         """Whether no element sees another segment."""
-        return not any(self._outside(p) for s, p in self.sees[v].items() if s != LENGTH)
+        return not any(map(self._outside, self._data(v).values()))
+
+    def _data(self, v: Value) -> Sees:
+        """What is seen of the inputs beside the segments themselves."""
+        aside = (LENGTH, self.facts.segments)
+        return {s: p for s, p in self.sees[v].items() if s not in aside}
 
     def depends(self, v: Value) -> bool:
         """Whether an element depends on any input along time."""
@@ -148,9 +154,8 @@ class Dependence:
 
     def _leak(self, v: Value, bad: Callable[[Places], bool], about: str) -> Leak | None:
         makers = self.graph.producers()
-        found = [s for s, p in self.sees[v].items() if bad(p)]
-        if about != "causality":
-            found = [s for s in found if s != LENGTH]
+        seen = self.sees[v] if about == "causality" else self._data(v)
+        found = [s for s, p in seen.items() if bad(p)]
         if not found:
             return None
         source = min(found, key=lambda s: s == LENGTH)
@@ -237,6 +242,8 @@ class Dependence:
         self, axis: int | None, seen: Seen, own: Labels | None, guard: Guard, rank: int, node: Node
     ) -> tuple[int | None, Seen]:
         """The places seen along an axis of an operand, beside an axis of the result."""
+        if axis == FIXED:
+            return FIXED, seen
         if axis is None or own is None or axis not in own:
             return None, ANY
         within = seen.guard.moved(own).both(guard)
@@ -302,7 +309,7 @@ class Dependence:
             return
         if axis is None:
             seen = ANY
-        elif axis not in self.axes.of[v]:
+        elif axis not in self.axes.of[v] and axis != FIXED:
             axis, seen = None, ANY
         places = self.sees[v].setdefault(source, {})
         places[axis] = places[axis].joined(seen) if axis in places else seen
@@ -317,12 +324,20 @@ class Dependence:
             shift = {a: self._shift(node, a, behind) for a in range(x.type.ndim)}
             labels = {a: a for a in range(x.type.ndim)}
             known = {a: s for a, s in shift.items() if s is not None}
-            if any(shift[a] is None or a not in self.axes.of[out] for a in self.axes.of[x]):
-                self._by_length(node)
+            for a in self.axes.of[x]:
+                if shift[a] is None or (a not in self.axes.of[out] and not _is_first(node, a)):
+                    self._by_length(node)
             for source, places in self.sees[x].items():
                 for axis, seen in places.items():
+                    if axis == FIXED:
+                        self._see(out, source, FIXED, seen)
+                        continue
                     if axis is None or shift[axis] is None:
                         self._see(out, source, None, ANY)
+                        continue
+                    if axis not in self.axes.of[out] and _is_first(node, axis):
+                        last = node.attrs["stop"][axis] - 1
+                        self._see(out, source, FIXED, Seen(-INF, seen.high + last, False))
                         continue
                     by = known[axis]
                     guard = seen.guard.moved({a: labels[a] for a in known}, known)
@@ -358,7 +373,7 @@ class Dependence:
                     if axis == run:
                         low, high = (seen.low, INF) if reverse else (-INF, seen.high)
                         seen = Seen(low, high, False)
-                    elif axis is not None:
+                    elif axis not in (None, FIXED):
                         seen = replace(seen, guard=ALWAYS)
                     self._see(node.output, source, axis, seen)
 
@@ -375,12 +390,22 @@ class Dependence:
             for source, places in self.sees[x].items():
                 for axis, seen in places.items():
                     for j, v in enumerate(node.outputs):
+                        if axis == FIXED:
+                            self._see(v, source, FIXED, seen)
+                            continue
                         if not n <= i < m or axis != 0 or j < n:
                             self._see(v, source, None, ANY)
                             continue
                         low, high = (seen.low, INF) if reverse else (-INF, seen.high)
                         self._see(v, source, 0, Seen(low, high, False))
         return None
+
+
+def _is_first(node: Node, axis: int) -> bool:
+    """Whether the node takes so many places from the first on, or behind."""
+    if node.op.name != "slice":
+        return False
+    return isinstance(node.attrs["start"][axis], int) and isinstance(node.attrs["stop"][axis], int)
 
 
 def refuse(leaks: Iterable[Leak | None], what: str) -> None:

@@ -272,6 +272,6 @@ class NodeRules(ABC):
         ]
         attrs = {**node.attrs, "length": dims.dim(NEW)}
         results = self._apply(node, [*carries, *rest], attrs)
-        for i, x in zip(at, results, strict=False):
-            self.new[i] = x
+        for i, e in zip(at, results, strict=False):
+            self.new[i] = e
         return results
