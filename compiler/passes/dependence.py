@@ -19,6 +19,7 @@ from retrograde.compiler.ir.graph import Graph, Node, Value
 from retrograde.compiler.passes.guarded import Facts
 from retrograde.compiler.passes.guards import ALWAYS, INF, Guard, band
 from retrograde.compiler.passes.time_axes import (
+    KEYS,
     RUNNING,
     Labels,
     TimeAxes,
@@ -290,7 +291,26 @@ class Dependence:
         elif name == "attention":
             guards = [self._attended(node, labels)] * len(inputs)
             guards[0] = ALWAYS
+        elif name == "flash_attention":
+            guards = [self._tiled(node, labels)] * len(inputs)
+            guards[0] = ALWAYS
         return guards
+
+    def _tiled(self, node: Node, labels: Sequence[Labels | None]) -> Guard:
+        """As `_attended`, of tiled attention."""
+        low, high = node.attrs["low"], node.attrs["high"]
+        guard = band(
+            2, KEYS, low if isinstance(low, int) else -INF, high if isinstance(high, int) else INF
+        )
+        extras = dict(zip(node.attrs["extras"], zip(node.inputs[3:], labels[3:], strict=True),
+                          strict=True))  # fmt: skip
+        if "mask" in extras:
+            mask, own = extras["mask"]
+            guard = guard.both(self.facts.true.get(mask, ALWAYS).moved(own or {}))
+        pair = [extras[n][0] for n in ("query_segments", "key_segments") if n in extras]
+        if len(pair) == 2 and all(map(self.facts.is_segments, pair)):
+            guard = guard.both(Guard(segments=frozenset({(2, KEYS)})))
+        return guard
 
     def _attended(self, node: Node, labels: Sequence[Labels | None]) -> Guard:
         q, k, *_ = node.inputs

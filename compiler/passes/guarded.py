@@ -194,6 +194,16 @@ class Facts:
             return None
         return Affine({labels[a]: f for a, f in found.factors.items()}, found.number)
 
+    def is_segments(self, v: Value) -> bool:
+        """Whether the value is the array of segment ids as it is."""
+        moved = self.moved.get(v)
+        return (
+            moved is not None
+            and moved.root is self.segments
+            and not any(moved.shift.values())
+            and all(moved.axes.get(a) == a for a in range(v.type.ndim))
+        )
+
     def _same_segment(self, a: Value, b: Value, out: Value) -> bool:
         one, other = self.moved.get(a), self.moved.get(b)
         return (

@@ -25,6 +25,7 @@ _LAST_AXIS = frozenset({"layer_norm", "rms_norm", "row_dot", "top_k", "token_nll
 _ONE_AXIS = frozenset({"softmax", "log_softmax", "sort", "argsort", "argmax", "argmin"})
 RUNNING = frozenset({"cumsum", "cumprod", "cummax", "cummin", "linear_recurrence"})
 _IN_PLACE = frozenset({"slice", "pad", "flip", "set_slice", "concatenate"})
+KEYS = 4  # the label of the keys of tiled attention, whose results have up to 4 axes
 UNROLLED = 64  # the most turns of a loop that are written out
 
 Labels = dict[int, int]  # axis of an operand -> axis of the result, or a number behind those
@@ -212,6 +213,8 @@ class TimeAxes:
             yield from _dot_labels(node)
         elif name == "attention":
             yield from _attention_labels(node)
+        elif name == "flash_attention":
+            yield from _flash_labels(node)
         elif name == "gather":
             axes, k = attrs["axes"], inputs[1].type.ndim
             left = [a for a in range(inputs[0].type.ndim) if a not in axes]
@@ -282,6 +285,26 @@ def _attention_labels(node: Node) -> Iterator[Labels]:
             for a, d in enumerate(mask.shape)
             if dims.same(d, scores[a + ahead])
         }
+
+
+# The axes of what may come after q, k, v (see `ops.flash`), as axes of the scores.
+_FLASH: dict[str, Labels] = {
+    "lengths": {0: 0}, "query_segments": {0: 0, 1: 2}, "key_segments": {0: 0, 1: KEYS},
+    "drop_key": {}, "drop_row": {},
+}  # fmt: skip
+
+
+def _flash_labels(node: Node) -> Iterator[Labels]:
+    q, k, *_ = node.inputs
+    heads = {1: 1} if dims.same(q.shape[1], k.shape[1]) else {}
+    yield {0: 0, 1: 1, 2: 2, 3: KEYS + 1}
+    yield {0: 0, **heads, 2: KEYS, 3: KEYS + 1}
+    yield {0: 0, **heads, 2: KEYS, 3: 3}
+    for x, name in zip(node.inputs[3:], node.attrs["extras"], strict=True):
+        stretched = {
+            a: KEYS if a == 3 else a for a, d in enumerate(x.shape) if not dims.same(d, 1)
+        }
+        yield _FLASH.get(name, stretched)
 
 
 def _reduced_labels(node: Node) -> Iterator[Labels]:
