@@ -22,7 +22,7 @@ from retrograde.training import TrainStep, compile_training
 from retrograde.version import __version__
 
 if TYPE_CHECKING:
-    from retrograde import diagnose, generation, losses, masks, models, nn, optim
+    from retrograde import diagnose, generation, losses, masks, metrics, models, nn, optim
     from retrograde.generation import generate, stream
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "load",
     "losses",
     "masks",
+    "metrics",
     "models",
     "nn",
     "numpy",
@@ -66,7 +67,7 @@ __all__ = [
     "while_loop",
 ]
 
-_ON_FIRST_USE = ("diagnose", "generation", "losses", "masks", "models", "nn", "optim")
+_ON_FIRST_USE = ("diagnose", "generation", "losses", "masks", "metrics", "models", "nn", "optim")
 _FROM = {"generate": "generation", "stream": "generation"}
 
 

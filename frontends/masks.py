@@ -20,7 +20,9 @@ import retrograde.numpy as rnp
 from retrograde.compiler.errors import DTypeError, ShapeError
 from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.dims import Dim
+from retrograde.compiler.ir.expr import Expr
 from retrograde.compiler.ir.location import skip_frames_under, where
+from retrograde.numpy.indexing import getitem
 from retrograde.numpy.primitives import Array
 
 skip_frames_under(os.path.abspath(__file__))
@@ -169,8 +171,12 @@ def changes(segments: Any, *, reverse: bool = False) -> Array:
     """Whether a new segment begins at a place: integers [batch, time] -> booleans, false at the
     first place.  With `reverse` it is read from the end, and false at the last one."""
     ids = _integers(segments, "the segments", 2)
-    inner = rnp.not_equal(ids[:, 1:], ids[:, :-1])
-    edge = rnp.not_equal(ids[:, :1], ids[:, :1])  # nothing where there is no place at all
+    first, before, after = (
+        getitem(ids, (slice(None), part)) if isinstance(ids, Expr) else ids[:, part]
+        for part in (slice(None, 1), slice(None, -1), slice(1, None))
+    )
+    inner = rnp.not_equal(after, before)
+    edge = rnp.not_equal(first, first)  # nothing where there is no place at all
     return rnp.concatenate([inner, edge] if reverse else [edge, inner], axis=1)
 
 

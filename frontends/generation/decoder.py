@@ -8,6 +8,7 @@ to rounding.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -309,7 +310,10 @@ def longest_of(model: Any) -> int | None:
 
 
 def usual_call(model: Any, tokens: Any, **context: Any) -> Any:
-    """The logits of a model for tokens, and what else it goes by."""
+    """The logits of a model for tokens, its first argument or the one of that name, and what else
+    it goes by."""
+    if "tokens" in inspect.signature(model).parameters:
+        return model(tokens=tokens, **context)
     return model(tokens, **context)
 
 
