@@ -122,7 +122,7 @@ class Node:
     @property
     def place(self) -> str:
         """`model.py:12 @ scope`, for messages and comments."""
-        return " @ ".join(part for part in (str(self.loc) if self.loc else "", self.scope) if part)
+        return _place(self.loc, self.scope)
 
     def with_inputs(self, inputs: Iterable[Value]) -> Node:
         """The same node reading other values (its outputs stay the same values)."""
@@ -138,6 +138,11 @@ class Node:
         for key, attr in self.attrs.items():
             if isinstance(attr, Graph):
                 yield key, attr
+
+
+@lru_cache(maxsize=1 << 12)
+def _place(loc: Loc | None, scope: str) -> str:
+    return " @ ".join(part for part in (str(loc) if loc else "", scope) if part)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from retrograde.compiler.plan.steps import (
 from retrograde.compiler.plan.views import Operand, Storage, View, new_view
 
 
-@dataclass
+@dataclass(slots=True)
 class Life:
     """First write and last access of a storage, in steps; both inclusive."""
 
