@@ -62,7 +62,7 @@
                     const int turned = rg_gemm_wide_##T(left, from, m, d, sm, sk);                 \
                     const f32 *panel = panels + j * k + k0 * NR;                                   \
                     rg_gemm_core_f32(sums, WIDTH, left, turned ? 1 : d, turned ? m : 1, panel, NR, \
-                                     NR * k, m, w, d, w % NR, k0 > 0);                             \
+                                     NR * k, m, w, d, w % NR, 0, k0 > 0);                          \
                     k0 += d;                                                                       \
                 } while (k0 < k);                                                                  \
                 for (i64 i = 0; i < m; i++) {                                                      \
