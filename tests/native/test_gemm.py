@@ -42,8 +42,8 @@ void pack_T(T *to, const T *b, i64 k, i64 n, i64 sk, i64 sn, i64 lo, i64 hi) {
     rg_pack_T(to, b, k, n, sk, sn, lo, hi);
 }
 void gemm_T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, i64 k, i64 n, i64 row_lo,
-            i64 row_hi, i64 lo, i64 hi, i64 add) {
-    rg_gemm_T(c, sc, a, sm, sk, b, k, n, row_lo, row_hi, lo, hi, (int)add);
+            i64 row_hi, i64 lo, i64 hi, i64 chunk, i64 add) {
+    rg_gemm_T(c, sc, a, sm, sk, b, k, n, row_lo, row_hi, lo, hi, chunk, (int)add);
 }
 void direct_T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, i64 skb, i64 snb, i64 m, i64 n,
               i64 k, i64 add) {
@@ -51,7 +51,7 @@ void direct_T(T *c, i64 sc, const T *a, i64 sm, i64 sk, const T *b, i64 skb, i64
 }
 /* 13 x 70 @ 70 x 96, as a generated caller would write it. */
 void literal_T(T *c, const T *a, const T *b) {
-    rg_gemm_T(c, 96, a, 70, 1, b, 70, 96, 0, 13, 0, 96 / RG_NR_T, 0);
+    rg_gemm_T(c, 96, a, 70, 1, b, 70, 96, 0, 13, 0, 96 / RG_NR_T, 0, 0);
 }
 """
 
@@ -97,15 +97,16 @@ class Product:
         return out
 
     def rows(
-        self, c: Array, panels: Array, rows: tuple[int, int], of: tuple[int, int], add: bool = False
-    ) -> None:
+        self, c: Array, panels: Array, rows: tuple[int, int], of: tuple[int, int],
+        add: bool = False, chunk: int = 0,
+    ) -> None:  # fmt: skip
         k, n = self.b.shape
         steps = [*_steps(c)[:1], self.a, *_steps(self.a), panels, k, n]
-        self.library.call(f"gemm_{self.kind}", c, *steps, *rows, *of, int(add))
+        self.library.call(f"gemm_{self.kind}", c, *steps, *rows, *of, chunk, int(add))
 
-    def packed(self, c: Array, add: bool = False) -> None:
+    def packed(self, c: Array, add: bool = False, chunk: int = 0) -> None:
         panels = self.panels()
-        self.rows(c, panels, (0, self.a.shape[0]), (0, len(panels)), add)
+        self.rows(c, panels, (0, self.a.shape[0]), (0, len(panels)), add, chunk)
 
     def direct(self, c: Array, add: bool = False) -> None:
         (m, k), n = self.a.shape, self.b.shape[1]
@@ -256,6 +257,30 @@ def test_a_sum_over_k_is_made_of_blocks(library: Library, kind: str, k: int) -> 
     for lo in range(0, k, size):
         Product(library, kind, a[:, lo : lo + size], b[lo : lo + size]).packed(chunks, add=lo > 0)
     assert whole.tobytes() == chunks.tobytes()
+
+
+@KINDS
+@given(data=st.data())
+def test_a_sum_in_chunks_may_be_parted_between_any_two(
+    library: Library, kind: str, data: st.DataObject
+) -> None:
+    m, n = data.draw(ROWS.filter(bool)), data.draw(_around(library.columns(kind)).filter(bool))
+    k, chunk = data.draw(DEPTHS), data.draw(st.integers(1, 40) | st.sampled_from([256, 600]))
+    at, reverse = data.draw(st.integers(0, -(-k // chunk))) * chunk, data.draw(st.booleans())
+    a, b = _operands(kind, m, k, n, (data.draw(LAYOUTS), "rows"), seed=k + chunk)
+    sign = -chunk if reverse else chunk
+    whole, guard = _guarded(kind, m, n)
+    parts, start = whole.copy(), whole.copy()
+    Product(library, kind, a, b).packed(whole, True, sign)
+    assert _is_guarded(guard)
+    first = slice(max(0, k - at), k) if reverse else slice(0, at)
+    rest = slice(0, max(0, k - at)) if reverse else slice(at, k)
+    for rows in (first, rest):
+        Product(library, kind, a[:, rows], b[rows]).packed(parts, True, sign)
+    assert whole.tobytes() == parts.tobytes()
+    room = _bound(a, b, -(-k // chunk)) + (4 + k) * np.finfo(a.dtype).eps * np.abs(start)
+    want = a.astype(np.longdouble) @ b.astype(np.longdouble) + start
+    assert (np.abs(whole - want) <= room).all()
 
 
 def test_a_long_sum_stays_accurate(library: Library) -> None:
