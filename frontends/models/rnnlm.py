@@ -19,10 +19,8 @@ import math
 from typing import Any
 
 import retrograde.numpy as rnp
-from retrograde.compiler.errors import DTypeError, ShapeError, UnsupportedError
-from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ir.dims import Dim
-from retrograde.compiler.ir.location import where
+from retrograde.models.parts import check_tokens, one_of
 from retrograde.nn import GRU, LSTM, RNN, Dropout, Embedding, Linear, Module, checks
 from retrograde.nn.initial import source
 from retrograde.nn.stacked import SequenceDropout, Stack
@@ -61,8 +59,7 @@ class RNNLM(Module):
     ) -> None:
         for name, size in {"vocab": vocab, "width": width}.items():
             checks.positive(size, name)
-        if cell not in CELLS:
-            raise UnsupportedError(f"{where()}the cell is {cell!r}: it is {', '.join(CELLS)}")
+        one_of(cell, CELLS, "the cell")
         numbers = source(seed)
         std = 1.0 / math.sqrt(width) if tied else 0.1
         outside = SequenceDropout if variational else Dropout
@@ -93,10 +90,7 @@ class RNNLM(Module):
     def _logits(
         self, tokens: Array, carry: Any, lengths: Any, segments: Any = None
     ) -> tuple[Array, Any]:
-        if len(tokens.shape) != 2:
-            raise ShapeError(f"{where()}RNNLM takes tokens [B, T], got {checks.shown(tokens)}")
-        if not dtypes.dtype(tokens.dtype).is_integer:
-            raise DTypeError(f"{where()}RNNLM takes integer tokens, got {checks.shown(tokens)}")
+        check_tokens(tokens, "RNNLM")
         if lengths is not None:  # beyond a row's end there may be any number
             inside = rnp.swapaxes(steps_within(lengths, *tokens.shape), 0, 1)
             tokens = rnp.where(inside, tokens, 0)
