@@ -22,7 +22,9 @@ from retrograde.training import TrainStep, compile_training
 from retrograde.version import __version__
 
 if TYPE_CHECKING:
-    from retrograde import diagnose, losses, masks, metrics, models, nn, optim
+    from retrograde import diagnose, generation, losses, masks, metrics, models, nn, optim
+    from retrograde.generation import generate, stream
+    from retrograde.teaching import scheduled_sampling
 
 __all__ = [
     "Compiled",
@@ -40,6 +42,8 @@ __all__ = [
     "dim",
     "eager",
     "errors",
+    "generate",
+    "generation",
     "grad",
     "jit",
     "jvp",
@@ -54,8 +58,10 @@ __all__ = [
     "random",
     "remat",
     "scan",
+    "scheduled_sampling",
     "spec",
     "stop_gradient",
+    "stream",
     "trace",
     "tree",
     "value_and_grad",
@@ -63,10 +69,13 @@ __all__ = [
     "while_loop",
 ]
 
-_ON_FIRST_USE = ("diagnose", "losses", "masks", "metrics", "models", "nn", "optim")
+_ON_FIRST_USE = ("diagnose", "generation", "losses", "masks", "metrics", "models", "nn", "optim")
+_FROM = {"generate": "generation", "stream": "generation", "scheduled_sampling": "teaching"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _ON_FIRST_USE:
         return importlib.import_module(f"retrograde.{name}")
+    if name in _FROM:
+        return getattr(importlib.import_module(f"retrograde.{_FROM[name]}"), name)
     raise AttributeError(f"retrograde has no {name!r}")
