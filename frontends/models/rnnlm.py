@@ -36,8 +36,10 @@ class RNNLM(Module):
     """The model.  `variational` has every dropout drop the same numbers at all steps of a row.
 
     `lengths` [B] says how many tokens each row has; beyond them tokens may be any number, logits
-    are 0, and the carry is that of the row's end.  The embedding is normal with standard deviation
-    0.1, or 1/sqrt(width) if the head shares it; the head has variance 1/width."""
+    are 0, and the carry is that of the row's end.  `segments` [B, T] begins anew, from the initial
+    carry, wherever its number changes: texts packed into one row.  The embedding is normal with
+    standard deviation 0.1, or 1/sqrt(width) if the head shares it; the head has variance
+    1/width."""
 
     embedding: Embedding
     input_dropout: Dropout | SequenceDropout
@@ -81,14 +83,16 @@ class RNNLM(Module):
         """The carry before the first token of `batch` rows."""
         return self.rnn.initial(batch)
 
-    def __call__(self, tokens: Array, lengths: Any = None) -> Array:
-        return self._logits(tokens, None, lengths)[0]
+    def __call__(self, tokens: Array, lengths: Any = None, segments: Any = None) -> Array:
+        return self._logits(tokens, None, lengths, segments)[0]
 
     def advance(self, tokens: Array, carry: Any, lengths: Any = None) -> tuple[Array, Any]:
         """The logits of tokens that follow those that `carry` comes from, and the next carry."""
         return self._logits(tokens, carry, lengths)
 
-    def _logits(self, tokens: Array, carry: Any, lengths: Any) -> tuple[Array, Any]:
+    def _logits(
+        self, tokens: Array, carry: Any, lengths: Any, segments: Any = None
+    ) -> tuple[Array, Any]:
         if len(tokens.shape) != 2:
             raise ShapeError(f"{where()}RNNLM takes tokens [B, T], got {checks.shown(tokens)}")
         if not dtypes.dtype(tokens.dtype).is_integer:
@@ -97,6 +101,6 @@ class RNNLM(Module):
             inside = rnp.swapaxes(steps_within(lengths, *tokens.shape), 0, 1)
             tokens = rnp.where(inside, tokens, 0)
         x = self.input_dropout(self.embedding(tokens))
-        x, carry = self.rnn(x, carry, lengths)
+        x, carry = self.rnn(x, carry, lengths, segments)
         x = self.output_dropout(x)
         return self.embedding.attend(x) if self.head is None else self.head(x), carry
