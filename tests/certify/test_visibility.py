@@ -123,6 +123,9 @@ LIBRARY: dict[str, tuple[Any, bool]] = {
     "sinusoidal, post-norm": (lambda: models.GPT(**GPT, positions="sinusoidal", norm="post"), True),
     "rotary, shared keys": (lambda: models.GPT(**GPT, positions="rotary", kv_heads=2), True),
     "window": (lambda: models.GPT(**GPT, window=3), True),
+    "convolutions": (lambda: models.TCN(vocab=11, width=8, layers=2), True),
+    "convolutions around": (lambda: models.TCN(vocab=11, width=8, layers=2, causal=False), False),
+    "state space": (lambda: models.SSMLM(vocab=11, width=8, layers=2), True),
     "lstm": (lambda: models.RNNLM(vocab=11, width=16, layers=2), True),
     "gru": (lambda: models.RNNLM(vocab=11, width=16, layers=1, cell="gru"), True),
     "encoder": (lambda: models.Encoder(vocab=11, width=16, layers=1, heads=2, seed=1), False),
@@ -151,9 +154,18 @@ def test_models_of_the_library_are_what_they_say(name: str) -> None:
     assert moved is not causal
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_segments_of_the_library_are_apart(positions: str) -> None:
-    model = models.GPT(**GPT, positions=positions).eval()
+PACKED = {
+    "learned": lambda: models.GPT(**GPT),
+    "rotary": lambda: models.GPT(**GPT, positions="rotary"),
+    "recurrent": lambda: models.RNNLM(vocab=11, width=8, layers=2, cell="gru"),
+    "convolutions": lambda: models.TCN(vocab=11, width=8, layers=2),
+    "state space": lambda: models.SSMLM(vocab=11, width=8, layers=2),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_segments_of_the_library_are_apart(name: str) -> None:
+    model = PACKED[name]().eval()
 
     def call(model: Any, tokens: Any, segments: Any) -> Any:
         return model(tokens, segments=segments)

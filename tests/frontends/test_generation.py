@@ -71,6 +71,8 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "lstm": (lambda: models.RNNLM(vocab=11, width=16, layers=2, seed=1), {}),
     "gru": (lambda: models.RNNLM(vocab=11, width=16, layers=2, cell="gru", seed=1), {}),
     "rnn": (lambda: models.RNNLM(vocab=11, width=16, layers=1, cell="rnn", seed=1), {}),
+    "convolutions": (lambda: models.TCN(vocab=11, width=16, layers=3, seed=1), {}),
+    "state space": (lambda: models.SSMLM(vocab=11, width=16, layers=2, seed=1), {}),
     "encoder and decoder": (
         lambda: models.Seq2Seq(
             vocab=11, width=16, layers=1, heads=2, source_vocab=7, seed=2, positions="rotary"

@@ -233,3 +233,56 @@ def test_shifts_and_carries_cross_segments() -> None:
     ):
         found = seen(fn, X, IDS, segments=1)
         assert not found.isolated(found.graph.outputs[0])
+
+
+def reset(kept: bool) -> Callable[..., Any]:
+    """A running state that begins anew at the border of a segment, or only seems to."""
+
+    def fn(x: Any, segments: Any) -> Any:
+        begins = rg.masks.changes(segments)
+
+        def step(h: Any, given: Any) -> Any:
+            row, new = given
+            fresh = rnp.where(new[:, None], 0.0, h)
+            h = rnp.tanh(row + fresh + (0.0 if kept else 0.1 * h))
+            return h, h
+
+        start = rnp.zeros((x.shape[0], 8), "f32")
+        rows = (rnp.swapaxes(x, 0, 1), rnp.swapaxes(begins, 0, 1))
+        return rnp.swapaxes(rg.scan(step, start, rows)[1], 0, 1)
+
+    return fn
+
+
+def neighbours(by: int, mask_by: int) -> Callable[..., Any]:
+    """The place so many steps before, where the segments of places so far apart are equal."""
+
+    def fn(x: Any, segments: Any) -> Any:
+        time = x.shape[1]
+        before = rnp.pad(x, ((0, 0), (4, 0), (0, 0)))[:, 4 - by : 4 - by + time]
+        ids = rnp.pad(segments, ((0, 0), (4, 0)))[:, 4 - mask_by : 4 - mask_by + time]
+        return x + rnp.where((ids == segments)[:, :, None], before, 0.0)
+
+    return fn
+
+
+@pytest.mark.parametrize(
+    ("fn", "isolated"),
+    [(reset(True), True), (reset(False), False), (neighbours(2, 2), True),
+     (neighbours(2, 1), False), (neighbours(1, 2), False)],
+)  # fmt: skip
+def test_borders_of_segments_in_loops_and_convolutions(
+    fn: Callable[..., Any], isolated: bool
+) -> None:
+    found = seen(fn, X, IDS, segments=1)
+    assert found.isolated(found.graph.outputs[0]) is isolated
+    graph = rg.trace(fn, X, IDS)
+    x = np.random.default_rng(0).normal(size=(1, 9, 8)).astype("f4")
+    ids = np.array([[1, 1, 1, 2, 2, 2, 2, 3, 3]], np.int32)
+    (before,) = evaluate(graph, [x, ids], {"B": 1, "T": 9})
+    other = x.copy()
+    other[:, 3:7] += 1.0
+    (after,) = evaluate(graph, [other, ids], {"B": 1, "T": 9})
+    if isolated:
+        assert np.array_equal(before[:, :3], after[:, :3])
+        assert np.array_equal(before[:, 7:], after[:, 7:])
