@@ -242,11 +242,12 @@ class Facts:
         if self._apart(a, b, out):
             return frozenset()
         axes = aligned(a, out)
-        return frozenset(
-            (axes[i], *sorted((one.shift.get(axis, 0), other.shift.get(axis, 0))))
-            for axis, i in one.axes.items()
-            if axis in self.axes.of[one.root] and i in axes
-        )
+        found: set[Step] = set()
+        for axis, i in one.axes.items():
+            if axis in self.axes.of[one.root] and i in axes:
+                low, high = sorted((one.shift.get(axis, 0), other.shift.get(axis, 0)))
+                found.add((axes[i], low, high))
+        return frozenset(found)
 
     def is_segments(self, v: Value) -> bool:
         """Whether the value is the array of segment ids as it is."""
