@@ -24,6 +24,7 @@ from retrograde.version import __version__
 if TYPE_CHECKING:
     from retrograde import diagnose, generation, losses, masks, metrics, models, nn, optim
     from retrograde.generation import generate, stream
+    from retrograde.teaching import scheduled_sampling
 
 __all__ = [
     "Compiled",
@@ -57,6 +58,7 @@ __all__ = [
     "random",
     "remat",
     "scan",
+    "scheduled_sampling",
     "spec",
     "stop_gradient",
     "stream",
@@ -68,7 +70,7 @@ __all__ = [
 ]
 
 _ON_FIRST_USE = ("diagnose", "generation", "losses", "masks", "metrics", "models", "nn", "optim")
-_FROM = {"generate": "generation", "stream": "generation"}
+_FROM = {"generate": "generation", "stream": "generation", "scheduled_sampling": "teaching"}
 
 
 def __getattr__(name: str) -> Any:

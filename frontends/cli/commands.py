@@ -197,6 +197,29 @@ def cache_clear() -> None:
     click.echo(clear())
 
 
+@cli.group()
+def data() -> None:
+    """Fetch and list the data sets that recipes are trained on."""
+
+
+@data.command("list")
+def data_list() -> None:
+    """Show every data set, and whether it is on this machine."""
+    from retrograde.cli.data import listing
+
+    click.echo(listing())
+
+
+@data.command("fetch")
+@click.argument("names", metavar="NAME…", nargs=-1, required=True)
+def data_fetch(names: tuple[str, ...]) -> None:
+    """Download data sets into the cache folder (`all`: every one)."""
+    from retrograde.cli.data import fetch
+
+    for line in fetch(names):
+        click.echo(line)
+
+
 @cli.command()
 def doctor() -> None:
     """Show what Retrograde finds on this machine."""

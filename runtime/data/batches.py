@@ -6,7 +6,6 @@ k) alone, so a run that resumes at batch k sees what the uninterrupted run saw.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -15,16 +14,23 @@ import numpy as np
 import numpy.typing as npt
 
 from retrograde.compiler.errors import CheckpointError, DataError
+from retrograde.runtime.data.epochs import BATCHES, EpochBatches, Rest, checked_rest, shuffled
+from retrograde.runtime.data.token_file import TokenFile, checksum
 
+Tokens = npt.NDArray[Any] | TokenFile
 Batch = dict[str, npt.NDArray[np.int32]]
 
 
 class Windows:
     """An endless iterator over batches of random windows, drawn with replacement."""
 
-    def __init__(self, tokens: npt.NDArray[Any], batch: int, length: int, seed: int = 0) -> None:
-        """`seed` is a whole number from 0 to 2**64 - 1.  Raises `DataError` for what cannot be."""
+    def __init__(self, tokens: Tokens, batch: int, length: int, seed: int = 0) -> None:
+        """`tokens` are integers on one axis, or a `TokenFile`, of which only windows are read.
+
+        `seed` is a whole number from 0 to 2**64 - 1.  Raises `DataError` for what cannot be.
+        """
         self._tokens = _checked(tokens, batch, length)
+        self._crc32 = tokens.crc32 if isinstance(tokens, TokenFile) else None
         if not 0 <= seed < 1 << 64:
             raise DataError(f"the seed must be from 0 to 2**64 - 1, not {seed}")
         self.batch, self.length, self.seed = batch, length, seed
@@ -74,12 +80,61 @@ class Windows:
             "length": self.length,
             "seed": self.seed,
             "tokens": int(self._tokens.size),
-            "crc32": zlib.crc32(self._tokens.data),
+            "crc32": checksum(self._tokens) if self._crc32 is None else self._crc32,
+        }
+
+
+class EpochWindows(EpochBatches[Batch]):
+    """Windows that do not overlap, in another order each epoch: a token is a target at most once.
+
+    Each epoch starts at another token, so that windows begin elsewhere; fewer than 2 `length`
+    tokens at the two ends are left out of an epoch.  The last batch is smaller where `batch` does
+    not divide the number of windows, unless `rest="drop"` leaves it out.
+    """
+
+    def __init__(
+        self, tokens: Tokens, batch: int, length: int, seed: int = 0, rest: Rest = "keep"
+    ) -> None:
+        super().__init__(seed)
+        self._tokens = _checked(tokens, batch, length)
+        self._crc32 = tokens.crc32 if isinstance(tokens, TokenFile) else None
+        self.batch, self.length, self.rest = batch, length, checked_rest(rest)
+        # As many as fit behind the latest start, so that every epoch has equally many.
+        self.windows = max(1, (self._tokens.size - length) // length)
+        self._starts = min(length, self._tokens.size - self.windows * length)
+        if self.rest == "drop" and self.windows < batch:
+            raise DataError(
+                f"{self.windows} windows are less than one batch of {batch}, and rest='drop' "
+                "leaves out what is: use a longer text, a smaller batch, or rest='keep'"
+            )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches make an epoch."""
+        drops = self.rest == "drop"
+        return self.windows // self.batch if drops else -(-self.windows // self.batch)
+
+    def _arrange(self, epoch: int) -> npt.NDArray[np.int64]:
+        start = int(shuffled(self._starts, self.seed, epoch, BATCHES)[0])
+        return start + self.length * shuffled(self.windows, self.seed, epoch)
+
+    def _make(self, plan: Any, number: int) -> Batch:
+        chosen = plan[number * self.batch : (number + 1) * self.batch]
+        return _windows(self._tokens, chosen, self.length)
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "kind": "windows",
+            "batch": self.batch,
+            "length": self.length,
+            "rest": self.rest,
+            "tokens": int(self._tokens.size),
+            "crc32": checksum(self._tokens) if self._crc32 is None else self._crc32,
         }
 
 
 def evaluation_batches(
-    tokens: npt.NDArray[Any], batch: int, length: int, limit: int | None = None
+    tokens: Tokens, batch: int, length: int, limit: int | None = None
 ) -> Iterator[Batch]:
     """Non-overlapping windows of `tokens` in order, `batch` at a time, the last batch maybe fewer.
 
@@ -98,9 +153,11 @@ def evaluation_batches(
     )
 
 
-def _checked(tokens: npt.NDArray[Any], batch: int, length: int) -> npt.NDArray[np.int32]:
+def _checked(tokens: Tokens, batch: int, length: int) -> npt.NDArray[Any]:
     if batch < 1 or length < 1:
         raise DataError(f"batch and length must be at least 1, not {batch} and {length}")
+    mapped = isinstance(tokens, TokenFile)
+    tokens = tokens.tokens if isinstance(tokens, TokenFile) else tokens
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise DataError(f"tokens must be integers on one axis, not {tokens.dtype}{tokens.shape}")
     if tokens.size < length + 1:
@@ -111,12 +168,12 @@ def _checked(tokens: npt.NDArray[Any], batch: int, length: int) -> npt.NDArray[n
         )
     if not np.can_cast(tokens.dtype, np.int32) and tokens.max() > np.iinfo(np.int32).max:
         raise DataError(f"the token {tokens.max()} does not fit 32 bits")
-    return np.ascontiguousarray(tokens, dtype=np.int32)
+    return tokens if mapped else np.ascontiguousarray(tokens, dtype=np.int32)
 
 
-def _windows(tokens: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], length: int) -> Batch:
+def _windows(tokens: npt.NDArray[Any], starts: npt.NDArray[np.int64], length: int) -> Batch:
     rows = np.lib.stride_tricks.sliding_window_view(tokens, length + 1)[starts]
     return {
-        "tokens": np.ascontiguousarray(rows[:, :-1]),
-        "targets": np.ascontiguousarray(rows[:, 1:]),
+        "tokens": np.ascontiguousarray(rows[:, :-1], np.int32),
+        "targets": np.ascontiguousarray(rows[:, 1:], np.int32),
     }

@@ -42,7 +42,7 @@ def stdlib_text() -> str:
     Files that are not UTF-8 are left out.  Raises `DataError` on a Python without its sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    parts = [text for file in _source_files(root) if (text := _decoded(file))]
+    parts = [text for file in source_files(root) if (text := _decoded(file))]
     if not parts:
         raise DataError(
             f"{root}: this Python comes without the source of its standard library. "
@@ -81,7 +81,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
         ) from error
 
 
-def _source_files(root: Path) -> list[Path]:
+def source_files(root: Path) -> list[Path]:
+    """The `.py` files below `root` by path, without tests and installed packages."""
     found: list[Path] = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
