@@ -40,8 +40,9 @@ def is_work(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class HoistScan:
-    """Moves what needs no carry out of loops, as ops over all steps; `merges` as for
-    `vectorize`."""
+    """Moves what needs no carry out of loops, as ops over all steps.
+
+    `merges` as for `vectorize`."""
 
     merges: bool = True
 
