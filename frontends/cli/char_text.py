@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 import retrograde as rg
 from retrograde.cli import sampling
-from retrograde.cli.recipe import LOOP, Settings, Training, Validation, settings_of
+from retrograde.cli.recipe import Settings, Training, Validation, settings_of
 from retrograde.cli.settings import Setting
 from retrograde.compiler.errors import CheckpointError, DataError
+from retrograde.recipes.task import run_settings, with_tensors
 from retrograde.runtime.data import batches, text
 from retrograde.runtime.data.text import Vocabulary
 
@@ -119,30 +119,12 @@ class CharText(ABC):
         self, tensors: Mapping[str, npt.NDArray[Any]], run: Mapping[str, Any]
     ) -> tuple[Any, Vocabulary]:
         """The model and vocabulary that a run of this recipe saved."""
-        settings = run.get("settings")
-        known = {s.name: s for s in self.settings}
+        values = run_settings(self.settings, run)
         try:
-            if not isinstance(settings, dict):
-                raise DataError("it has no settings")
             vocabulary = Vocabulary.from_json(run.get("vocabulary"))
-            # How a run went on does not matter here, and an older one may not tell all of it.
-            given = {**{s.name: s.default for s in LOOP}, **settings}
-            values = {name: s.check(given[name], "checkpoint") for name, s in known.items()}
-        except (DataError, KeyError) as error:
+        except DataError as error:
             raise CheckpointError(f"the checkpoint does not describe its run: {error}") from error
-        model = self.make_model(values, len(vocabulary))
-        arrays = {}
-        for name, array in model.parameters().items():
-            # Where a running average is kept, it is the model that was evaluated.
-            saved = tensors.get(f"optimizer.averaged.{name}", tensors.get(f"model.{name}"))
-            if saved is None or saved.shape != array.shape:
-                got = "missing" if saved is None else f"{saved.dtype}{list(saved.shape)}"
-                raise CheckpointError(
-                    f"the checkpoint is of another model: {name} is {got}, not "
-                    f"{array.dtype}{list(array.shape)}"
-                )
-            arrays[name] = np.asarray(saved, array.dtype)
-        return model.replace(arrays), vocabulary
+        return with_tensors(self.make_model(values, len(vocabulary)), tensors), vocabulary
 
 
 def loss(model: Any, tokens: Any, targets: Any) -> Any:
