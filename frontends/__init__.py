@@ -22,7 +22,7 @@ from retrograde.training import TrainStep, compile_training
 from retrograde.version import __version__
 
 if TYPE_CHECKING:
-    from retrograde import diagnose, losses, models, nn, optim
+    from retrograde import diagnose, losses, masks, metrics, models, nn, optim
     from retrograde.teaching import scheduled_sampling
 
 __all__ = [
@@ -46,6 +46,8 @@ __all__ = [
     "jvp",
     "load",
     "losses",
+    "masks",
+    "metrics",
     "models",
     "nn",
     "numpy",
@@ -63,7 +65,7 @@ __all__ = [
     "while_loop",
 ]
 
-_ON_FIRST_USE = ("diagnose", "losses", "models", "nn", "optim")
+_ON_FIRST_USE = ("diagnose", "losses", "masks", "metrics", "models", "nn", "optim")
 
 
 def __getattr__(name: str) -> Any:

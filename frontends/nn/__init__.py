@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from retrograde.nn.attention import MultiHeadAttention, attention
+from retrograde.nn.attention import CrossAttention, MultiHeadAttention, attention
 from retrograde.nn.cells import GRUCell, LayerNormGRUCell, LayerNormLSTMCell, LSTMCell, RNNCell
+from retrograde.nn.feedforward import MLP, SwiGLU
 from retrograde.nn.initial import Source
 from retrograde.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm, Sequential
 from retrograde.nn.module import Module
+from retrograde.nn.positions import Rotary, sinusoidal
 from retrograde.nn.recurrent import Recurrent
 from retrograde.nn.stacked import GRU, LSTM, RNN, SequenceDropout, Stack
 from retrograde.nn.torch_layout import from_torch_layout, to_torch_layout
@@ -14,7 +16,9 @@ from retrograde.nn.torch_layout import from_torch_layout, to_torch_layout
 __all__ = [
     "GRU",
     "LSTM",
+    "MLP",
     "RNN",
+    "CrossAttention",
     "Dropout",
     "Embedding",
     "GRUCell",
@@ -28,11 +32,14 @@ __all__ = [
     "RMSNorm",
     "RNNCell",
     "Recurrent",
+    "Rotary",
     "SequenceDropout",
     "Sequential",
     "Source",
     "Stack",
+    "SwiGLU",
     "attention",
     "from_torch_layout",
+    "sinusoidal",
     "to_torch_layout",
 ]
