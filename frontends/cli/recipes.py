@@ -15,11 +15,21 @@ from retrograde.cli.user_file import UserFile
 from retrograde.compiler.errors import DataError
 from retrograde.recipes.brown_tags import BrownTags
 from retrograde.recipes.cartpole import CartPole
+from retrograde.recipes.cmudict import CMUdict
 from retrograde.recipes.japanese_vowels import JapaneseVowels
 from retrograde.recipes.python_tags import PythonTags
 from retrograde.recipes.weather import Weather
 
-_ALL: tuple[Recipe, ...] = (CharGPT(), CharLSTM(), JapaneseVowels(), PythonTags(), BrownTags(), Weather(), CartPole())
+_ALL: tuple[Recipe, ...] = (
+    CharGPT(),
+    CharLSTM(),
+    JapaneseVowels(),
+    PythonTags(),
+    BrownTags(),
+    Weather(),
+    CartPole(),
+    CMUdict(),
+)
 RECIPES: dict[str, Recipe] = {r.name: r for r in _ALL}
 
 

@@ -1,4 +1,4 @@
-"""The recipe `brown-tags`: English sentences of the Brown corpus -> the part of speech of a word."""
+"""The recipe `brown-tags`: English sentences of the Brown corpus -> parts of speech."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class BrownTags(Tagging):
 
     name: str = "brown-tags"
     settings: tuple[Setting, ...] = tagging_settings(
-        steps=2500,
+        steps=1200,
         time_limit=500.0,
-        validate_every=500,
+        validate_every=100,
         threads=1,
     )
 

@@ -89,9 +89,7 @@ class PolicyBlock(nn.Module):
         return x + self.dropout(self.down(rnp.gelu(self.up(self.mlp_norm(x)))))
 
 
-def loss(
-    model: Any, to_go: Any, states: Any, before: Any, actions: Any, lengths: Any
-) -> Any:
+def loss(model: Any, to_go: Any, states: Any, before: Any, actions: Any, lengths: Any) -> Any:
     """The mean cross-entropy of a logged action, in nats."""
     logits = model(to_go, states, before)
     return rg.losses.cross_entropy(logits, actions, within(lengths, actions))
@@ -106,9 +104,7 @@ def measured(
     right = rnp.logical_and(inside, rnp.equal(rnp.argmax(logits, axis=-1), actions))
     return {
         "loss": rg.losses.cross_entropy(logits, actions, inside),
-        "accuracy": rg.Mean(
-            rnp.sum(rnp.astype(right, "f32")), rnp.sum(rnp.astype(inside, "i32"))
-        ),
+        "accuracy": rg.Mean(rnp.sum(rnp.astype(right, "f32")), rnp.sum(rnp.astype(inside, "i32"))),
     }
 
 
@@ -234,7 +230,9 @@ class CartPole(Task):
             except ValueError:
                 raise DataError(f"{text!r}: give a return to ask for, a number") from None
             returns = acted(saved, target, 10, draw=True)
-            yield f"{text}: " + " ".join(f"{r:.0f}" for r in returns) + f", mean {returns.mean():.1f}"
+            yield (
+                f"{text}: " + " ".join(f"{r:.0f}" for r in returns) + f", mean {returns.mean():.1f}"
+            )
 
 
 def specs_of(context: int) -> dict[str, Any]:
@@ -249,10 +247,11 @@ def specs_of(context: int) -> dict[str, Any]:
     }
 
 
-def acted(saved: Saved, target: float, episodes: int = EPISODES, draw: bool = False) -> Array:
+def acted(saved: Saved, target: float, episodes: int | None = None, draw: bool = False) -> Array:
     """The returns of episodes in which the policy acts, asked for `target`.
 
     It takes the likelier action, or draws one by the chances that it gives to both."""
+    episodes = EPISODES if episodes is None else episodes
     context = saved.settings["context"]
     specs = specs_of(context)
     del specs["actions"], specs["lengths"]
@@ -280,7 +279,7 @@ def acted(saved: Saved, target: float, episodes: int = EPISODES, draw: bool = Fa
         }
         lean = policy(model, seen) @ np.array([-1.0, 1.0])
         words = rng.random(count) if draw else np.full(count, 0.5)
-        actions = (words < 1.0 / (1.0 + np.exp(-lean))).astype(np.int32)
+        actions: Array = (words < 1.0 / (1.0 + np.exp(-lean))).astype(np.int32)
         before.append(actions)
         return actions
 

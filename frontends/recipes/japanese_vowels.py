@@ -15,11 +15,11 @@ import numpy as np
 
 import retrograde as rg
 import retrograde.numpy as rnp
-from retrograde import nn
+from retrograde import metrics, nn
 from retrograde.cli.recipe import Settings, Training, settings_of
 from retrograde.cli.settings import Setting
 from retrograde.compiler.errors import DataError
-from retrograde.recipes import figures, pictures, task
+from retrograde.recipes import pictures, task
 from retrograde.recipes.task import Array, Evaluation, Saved, Task, Totals
 from retrograde.runtime.data.padded import Buckets, Padded
 from retrograde.runtime.data.sets import japanese_vowels
@@ -93,7 +93,10 @@ class JapaneseVowels(Task):
         frames = np.concatenate([e["frames"] for e in training])
         noted = {"mean": frames.mean(axis=0).tolist(), "deviation": frames.std(axis=0).tolist()}
         batches = Buckets(
-            [scaled(e, noted) for e in training], settings["batch"], buckets=3, seed=settings["seed"]
+            [scaled(e, noted) for e in training],
+            settings["batch"],
+            buckets=3,
+            seed=settings["seed"],
         )
         held_out = Padded([scaled(e, noted) for e in kept], len(kept), shuffle=False)
         specs, at = _specs(frames.shape[1]), {"B": settings["batch"], "T": max(batches.edges)}
@@ -124,13 +127,13 @@ class JapaneseVowels(Task):
         data = japanese_vowels.load()
         said = _said(saved, data.test)
         truth = np.array([int(e["label"]) for e in data.test])
-        counts = figures.confusion(truth, said, japanese_vowels.SPEAKERS)
+        counts = pictures.counted(truth, said, japanese_vowels.SPEAKERS)
         names = [str(k) for k in range(japanese_vowels.SPEAKERS)]
         commonest = np.bincount([int(e["label"]) for e in data.training]).argmax()
         nearest = _by_mean_frame(data)
         return Evaluation(
             "test",
-            {"accuracy": figures.accuracy(counts), "macro F1": figures.macro_f1(counts)},
+            {"accuracy": metrics.accuracy(said, truth), "macro F1": task.macro_f1(said, truth)},
             {
                 "commonest": {"accuracy": float(np.mean(truth == commonest))},
                 "mean frame": {"accuracy": float(np.mean(truth == nearest))},
@@ -178,9 +181,10 @@ def _by_mean_frame(data: japanese_vowels.JapaneseVowels) -> Array:
     """The speaker whose recordings' mean frames have the nearest mean: time counts for nothing."""
     means = np.stack([e["frames"].mean(axis=0) for e in data.training])
     labels = np.array([int(e["label"]) for e in data.training])
-    centres = np.stack([means[labels == k].mean(axis=0) for k in range(japanese_vowels.SPEAKERS)])
+    speakers = np.unique(labels)
+    centres = np.stack([means[labels == k].mean(axis=0) for k in speakers])
     test = np.stack([e["frames"].mean(axis=0) for e in data.test])
-    return np.asarray(((test[:, None] - centres) ** 2).sum(axis=-1).argmin(axis=1))
+    return np.asarray(speakers[((test[:, None] - centres) ** 2).sum(axis=-1).argmin(axis=1)])
 
 
 def _example(text: str, channels: int) -> dict[str, Any]:

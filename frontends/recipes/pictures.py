@@ -13,11 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "svg.hashsalt": "retrograde",
     "svg.fonttype": "none",
     "font.size": 9.0,
 }
+
+
+def counted(truth: Array, said: Array, classes: int) -> Array:
+    """counts[truth, said] of class numbers, int64[classes, classes]."""
+    pairs = np.asarray(truth, np.int64) * classes + np.asarray(said, np.int64)
+    return np.asarray(np.bincount(pairs, minlength=classes * classes).reshape(classes, classes))
 
 
 def confusion(counts: Array, names: Sequence[str], title: str) -> str:
@@ -42,15 +48,15 @@ def confusion(counts: Array, names: Sequence[str], title: str) -> str:
 
 
 def fan(
-    past: Array, truth: Array, low: Array, middle: Array, high: Array, naive: Array, *,
-    unit: str, title: str,
+    past: Array, truth: Array, quantiles: Array, naive: Array, *, unit: str, title: str
 ) -> str:  # fmt: skip
-    """One forecast: what was seen before it, what came, the quantiles, and the naive one."""
+    """One forecast: what was seen before it, what came, quantiles [hours, 3], the naive one."""
     import matplotlib
 
     with matplotlib.rc_context(_SETTINGS):
         figure, panel = _figure((6.4, 3.0))
         ahead = np.arange(1, truth.size + 1)
+        low, middle, high = quantiles.T
         panel.plot(np.arange(1 - past.size, 1), past, color="black", label="measured")
         panel.plot(ahead, truth, color="black", linestyle=":", label="what came")
         panel.fill_between(ahead, low, high, color="#9ecae1", label="10 % to 90 %")

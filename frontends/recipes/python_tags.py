@@ -1,4 +1,4 @@
-"""The recipe `python-tags`: tokens of Python's standard library -> what each is: a call, a store…"""
+"""The recipe `python-tags`: tokens of Python's standard library -> what each is"""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ class PythonTags(Tagging):
     name: str = "python-tags"
     settings: tuple[Setting, ...] = tagging_settings(
         Setting("files", 300, int, "of the standard library that are read"),
-        steps=800,
+        steps=300,
         time_limit=500.0,
-        validate_every=200,
+        validate_every=100,
         threads=1,
     )
 
     def sentences(self, settings: Settings) -> Mapping[str, list[Tagged]]:
         data = python_tokens.load(settings["files"])
         return {
-            part: [Tagged(line.words, line.roles) for line in getattr(data, part)]
-            for part in PARTS
+            part: [Tagged(line.words, line.roles) for line in getattr(data, part)] for part in PARTS
         }
 
     def split(self, text: str) -> list[str]:

@@ -18,10 +18,10 @@ import numpy as np
 
 import retrograde as rg
 import retrograde.numpy as rnp
-from retrograde import nn
+from retrograde import metrics, nn
 from retrograde.cli.recipe import Settings, Training, settings_of
 from retrograde.cli.settings import Setting
-from retrograde.recipes import figures, pictures, task
+from retrograde.recipes import pictures, task
 from retrograde.recipes.task import Array, Evaluation, Saved, Task, Totals
 from retrograde.runtime.data.padded import Buckets
 from retrograde.runtime.data.words import Words
@@ -109,7 +109,8 @@ class Tagger(nn.Module):
         # The word itself is told in `width` numbers, each other feature in a quarter of them.
         wide = [width, *(max(1, width // 4) for _ in sizes[1:])]
         self.tables = tuple(
-            nn.Embedding(size, w, seed=numbers, std=0.1) for size, w in zip(sizes, wide, strict=True)
+            nn.Embedding(size, w, seed=numbers, std=0.1)
+            for size, w in zip(sizes, wide, strict=True)
         )
         self.input_dropout = nn.Dropout(dropout)
         self.rnn = nn.LSTM(
@@ -142,9 +143,7 @@ def measured(model: Any, words: Any, tags: Any, lengths: Any) -> Mapping[str, An
     right = rnp.logical_and(inside, rnp.equal(rnp.argmax(logits, axis=-1), tags))
     return {
         "loss": rg.losses.cross_entropy(logits, tags, inside, ignore_index=-1),
-        "accuracy": rg.Mean(
-            rnp.sum(rnp.astype(right, "f32")), rnp.sum(rnp.astype(inside, "i32"))
-        ),
+        "accuracy": rg.Mean(rnp.sum(rnp.astype(right, "f32")), rnp.sum(rnp.astype(inside, "i32"))),
     }
 
 
@@ -153,13 +152,13 @@ def tagging_settings(*own: Setting, **defaults: Any) -> tuple[Setting, ...]:
     return settings_of(
         (
             *own,
-            Setting("batch", 32, int, "sentences a step"),
+            Setting("batch", 128, int, "sentences a step"),
             Setting("longest", 64, int, "words of a sentence to train on; more are cut off"),
             Setting("width", 96, int, "of the states, each way"),
             Setting("layers", 1, int, "of cells, each way"),
-            Setting("vocabulary", 20000, int, "most words known, and most of each feature"),
+            Setting("vocabulary", 3000, int, "most words known, and most of each feature"),
             Setting("minimum", 3, int, "times that a word occurs to be known"),
-            *task.training_settings(4e-3, warmup=50, weight_decay=0.01, dropout=0.2),
+            *task.training_settings(6e-3, warmup=50, weight_decay=0.01, dropout=0.2),
         ),
         **defaults,
     )
@@ -237,12 +236,16 @@ class Tagging(Task):
         usual = np.array([number[commonest(w)] for s in test for w in s.words])
         seen = {w for s in training for w in s.words}
         new = np.array([w not in seen for s in test for w in s.words])
-        counts = figures.confusion(truth, said, len(names))
+        counts = pictures.counted(truth, said, len(names))
         return Evaluation(
             "test",
-            _figures(truth, said, new, len(names)),
-            {"commonest tag": _figures(truth, usual, new, len(names))},
-            {"confusion.svg": pictures.confusion(*_largest(counts, names), "tags of the test part")},
+            _figures(truth, said, new),
+            {"commonest tag": _figures(truth, usual, new)},
+            {
+                "confusion.svg": pictures.confusion(
+                    *_largest(counts, names), "tags of the test part"
+                )
+            },
             f"{truth.size} words, {len(names)} tags; "
             f"{1 - np.mean(said != truth) / np.mean(usual != truth):.1%} fewer errors than the "
             "commonest tag of each word",
@@ -291,10 +294,9 @@ def _specs() -> dict[str, Any]:
     }
 
 
-def _figures(truth: Array, said: Array, new: Array, tags: int) -> dict[str, float]:
-    counts = figures.confusion(truth, said, tags)
+def _figures(truth: Array, said: Array, new: Array) -> dict[str, float]:
     right = truth == said
-    found = {"accuracy": figures.accuracy(counts), "macro F1": figures.macro_f1(counts)}
+    found = {"accuracy": metrics.accuracy(said, truth), "macro F1": task.macro_f1(said, truth)}
     if new.any():
         found["accuracy of unseen words"] = float(right[new].mean())
     return found

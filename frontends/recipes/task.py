@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 import retrograde as rg
+from retrograde import metrics
 from retrograde.cli.recipe import LOOP, Batch, Settings, Training
 from retrograde.cli.settings import Setting
 from retrograde.compiler.errors import CheckpointError, DataError
@@ -48,14 +49,16 @@ class Evaluation:
         """One line a figure: the model's, then that of each baseline."""
         heads = ["", "model", *self.baselines]
         rows = [heads]
-        for name in dict.fromkeys([*self.figures, *(n for b in self.baselines.values() for n in b)]):
+        for name in dict.fromkeys(
+            [*self.figures, *(n for b in self.baselines.values() for n in b)]
+        ):
             every = [self.figures, *self.baselines.values()]
             rows.append([name, *(_shown(figures.get(name)) for figures in every)])
         wide = [max(len(row[k]) for row in rows) for k in range(len(heads))]
-        lines = [
-            "  ".join([row[0].ljust(wide[0]), *(x.rjust(w) for x, w in zip(row[1:], wide[1:], strict=True))])
-            for row in rows
-        ]  # fmt: skip
+        lines = []
+        for head, *numbers in rows:
+            columns = [x.rjust(w) for x, w in zip(numbers, wide[1:], strict=True)]
+            lines.append("  ".join([head.ljust(wide[0]), *columns]).rstrip())
         return "\n".join(lines)
 
 
@@ -184,6 +187,13 @@ def outputs(
     )
     for batch in batches:
         yield batch, compiled(model, {name: batch[name] for name in specs})
+
+
+def macro_f1(said: Array, truth: Array) -> float:
+    """The mean F1 over the classes."""
+    found = metrics.f1(said, truth, average="macro")
+    assert isinstance(found, float)
+    return found
 
 
 def schedule(settings: Settings) -> Any:

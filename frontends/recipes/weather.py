@@ -17,11 +17,11 @@ import numpy as np
 
 import retrograde as rg
 import retrograde.numpy as rnp
-from retrograde import nn
+from retrograde import metrics, nn
 from retrograde.cli.recipe import Settings, Training, settings_of
 from retrograde.cli.settings import Setting
 from retrograde.compiler.errors import DataError
-from retrograde.recipes import figures, pictures, task
+from retrograde.recipes import pictures, task
 from retrograde.recipes.task import Array, Evaluation, Saved, Task, Totals
 from retrograde.runtime.data.padded import Padded
 from retrograde.runtime.data.sets import weather as data_set
@@ -101,7 +101,7 @@ def measured(
 
 
 class Windows(Sequence[dict[str, Array]]):
-    """The windows of a part as the model takes them: scaled, targets as moves from the last value."""
+    """The windows of a part as the model takes them: scaled, targets relative to the last."""
 
     def __init__(self, windows: data_set.WeatherWindows, noted: Mapping[str, Any]) -> None:
         self._windows = windows
@@ -160,15 +160,13 @@ class Weather(Task):
         """Reads the weather, makes the model and its batches."""
         data = data_set.load()
         noted = note(data, settings["target"])
-        training, held_out = (
-            Windows(
-                data.windows(part, settings["past"], settings["horizon"], stride, noted["target"]),
-                noted,
-            )
-            for part, stride in (("training", 1), ("validation", 7))
-        )
+        past, horizon, target = settings["past"], settings["horizon"], noted["target"]
+        training = Windows(data.windows("training", past, horizon, 1, target), noted)
+        held_out = Windows(data.windows("validation", past, horizon, 7, target), noted)
         specs, at = specs_of(settings), {"B": settings["batch"]}
-        batches = Padded(training, settings["batch"], lengths={}, seed=settings["seed"], rest="drop")
+        batches = Padded(
+            training, settings["batch"], lengths={}, seed=settings["seed"], rest="drop"
+        )
         kept = Padded(held_out, 64, lengths={}, shuffle=False)
         return Training(
             model=self.make_model(settings, noted),
@@ -213,7 +211,9 @@ class Weather(Task):
         days = np.minimum(np.arange(horizon) // DAY, _DAYS - 1)
         errors = np.array(saved.noted["errors"])[days]
         around = naive[:, :, None] + errors
-        week = np.stack([row[-7 * DAY :].reshape(7, DAY)[:, np.arange(horizon) % DAY] for row in past])
+        week = np.stack(
+            [row[-7 * DAY :].reshape(7, DAY)[:, np.arange(horizon) % DAY] for row in past]
+        )
         of_week = np.moveaxis(np.quantile(week, QUANTILES, axis=1), 0, -1)
         scale = saved.noted["scale"]
         found = {
@@ -227,7 +227,10 @@ class Weather(Task):
         shown = int(np.argmax(mask.all(axis=1)))
         leads = np.arange(1, horizon + 1)
         by_lead = {
-            name: (leads, np.array([_mae(row, truth[:, k], mask[:, k]) for k, row in enumerate(m.T)]))
+            name: (
+                leads,
+                np.array([metrics.mae(row, truth[:, k], mask[:, k]) for k, row in enumerate(m.T)]),
+            )
             for name, m in (("model", said[:, :, 1]), ("the day before", naive))
         }
         ratio = found["model"]["MAE"] / found["day before"]["MAE"]
@@ -238,7 +241,7 @@ class Weather(Task):
             found,
             {
                 "forecast.svg": pictures.fan(
-                    past[shown, -2 * DAY :], truth[shown], *said[shown].T, naive[shown],
+                    past[shown, -2 * DAY :], truth[shown], said[shown], naive[shown],
                     unit=target, title="a forecast of the test part",
                 ),
                 "leads.svg": pictures.lines(
@@ -261,7 +264,9 @@ class Weather(Task):
 def note(data: data_set.Weather, target: str) -> dict[str, Any]:
     """Of the training part: scales, and the quantiles of the errors of the naive forecast."""
     if target not in data_set.VARIABLES:
-        raise DataError(f"there is no variable {target!r}; there are {', '.join(data_set.VARIABLES)}")
+        raise DataError(
+            f"there is no variable {target!r}; there are {', '.join(data_set.VARIABLES)}"
+        )
     first, end = data.borders("training")
     values = data.values[:, first:end]
     flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
@@ -299,7 +304,8 @@ def forecasts(saved: Saved, windows: Sequence[Mapping[str, Array]]) -> Array:
         {**w, "past": w["past"][-hours:], "known": w["known"][w["past"].shape[0] - hours :]}
         for w in windows
     ]
-    made: Any = Windows(cut, saved.noted)  # type: ignore[arg-type]
+    given: Any = cut
+    made = Windows(given, saved.noted)
     specs = specs_of(saved.settings)
     del specs["targets"], specs["mask"]
     batches = Padded(made, min(64, len(cut)), lengths={}, shuffle=False)
@@ -318,28 +324,24 @@ def forecasts(saved: Saved, windows: Sequence[Mapping[str, Array]]) -> Array:
 
 
 def _figures(said: Array, truth: Array, mask: Array, scale: float) -> dict[str, float]:
-    lost = figures.pinball(np.array(QUANTILES), said, truth)
+    lost = metrics.pinball(said, truth, QUANTILES, mask)
     inside = (said[:, :, 0] <= truth) & (truth <= said[:, :, -1])
     return {
         **_errors(said[:, :, 1], truth, mask, scale),
-        "pinball": float(lost[mask].mean()),
+        "pinball": lost,
         "within 10 % to 90 %": float(inside[mask].mean()),
     }
 
 
 def _errors(said: Array, truth: Array, mask: Array, scale: float) -> dict[str, float]:
-    whole = _mae(said, truth, mask)
+    whole = metrics.mae(said, truth, mask)
     leads = {
-        f"MAE +{k} h": _mae(said[:, k - 1], truth[:, k - 1], mask[:, k - 1])
+        f"MAE +{k} h": metrics.mae(said[:, k - 1], truth[:, k - 1], mask[:, k - 1])
         for k in _LEADS
         if k <= truth.shape[1]
     }
     # Hyndman and Koehler 2006: beside the naive forecast's error within the training part.
     return {"MAE": whole, "MASE": whole / scale, **leads}
-
-
-def _mae(said: Array, truth: Array, mask: Array) -> float:
-    return float(np.abs(said - truth)[mask].mean())
 
 
 def _window(data: data_set.Weather, saved: Saved, text: str) -> dict[str, Array]:
