@@ -25,12 +25,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import compile_gpt, report
+from benchmarks import compile_gpt, memory, report
 from benchmarks.run import Result, Settings, run
 from benchmarks.workload import Workload
 from benchmarks.workloads import WORKLOADS
 
-COMPILE = "compile"
+COMPILE, MEMORY = "compile", "memory"  # what has tables of its own
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -52,17 +52,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def chosen(only: Sequence[str] | None) -> tuple[list[Workload], bool]:
-    """The workloads to run, and whether to measure compilation.  Raises SystemExit for a name that
+def chosen(only: Sequence[str] | None) -> tuple[list[Workload], set[str]]:
+    """The workloads to run, and which of COMPILE and MEMORY.  Raises SystemExit for a name that
     fits none."""
     if not only:
-        return list(WORKLOADS), True
-    names = [workload.name for workload in WORKLOADS] + [COMPILE]
+        return list(WORKLOADS), {COMPILE, MEMORY}
+    names = [workload.name for workload in WORKLOADS] + [COMPILE, MEMORY]
     for wanted in only:
         if not any(name.startswith(wanted) for name in names):
             raise SystemExit(f"no workload begins with {wanted!r}: there are {', '.join(names)}")
     found = [w for w in WORKLOADS if any(w.name.startswith(wanted) for wanted in only)]
-    return found, any(COMPILE.startswith(wanted) for wanted in only)
+    return found, {x for x in (COMPILE, MEMORY) if any(x.startswith(w) for w in only)}
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
@@ -80,9 +80,9 @@ def settings_of(options: argparse.Namespace) -> Settings:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    workloads, compiling = chosen(options.only)
+    workloads, others = chosen(options.only)
     if options.list:
-        console.print(*(workload.name for workload in workloads), COMPILE, sep="\n")
+        console.print(*(workload.name for workload in workloads), *sorted(others), sep="\n")
         return 0
     settings = settings_of(options)
     results: list[Result] = []
@@ -94,17 +94,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"  {line}")
     found = [verdict for result in results for verdict in report.verdicts(result)]
     found += report.growth(results)
-    if compiling:
+    if COMPILE in others:
         layers = compile_gpt.LAYERS[:1] if settings.quick else compile_gpt.LAYERS
         figures = compile_gpt.measure(settings.threads, settings.backend, layers)
         console.print(compile_gpt.table(figures))
         found += compile_gpt.verdicts(figures)
+    if MEMORY in others:
+        table = memory.measure(
+            memory.parse_arguments(
+                [
+                    *("--threads", str(settings.threads), "--backend", settings.backend),
+                    *("--jax-python", settings.jax_python),
+                    *(("--rounds", "1", "--warmup", "1") if settings.quick else ()),
+                ]
+            ),
+            console,
+        )
     if found:
         console.print(report.verdict_table(found))
     if options.json is not None:
         record = report.record(results, found, settings)
-        if compiling:
+        if COMPILE in others:
             record["compile"] = figures
+        if MEMORY in others:
+            record["memory"] = table
         options.json.write_text(json.dumps(record, indent=1))
     return 0
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -56,7 +57,7 @@ from retrograde.compiler.plan.decided import Decided, buffers_digest, graph_dige
 from retrograde.compiler.plan.recipe import Recipe, Runs, TimeLoop
 from retrograde.compiler.plan.recomputing import Recomputing
 from retrograde.compiler.plan.schedule import Order
-from retrograde.compiler.program import Program
+from retrograde.compiler.program import KernelFile, Program
 
 GAP = 256  # bytes of a red zone: a few of the widest vectors
 REFERENCE_SIZE = 64  # what a symbol counts as where `at` does not tell
@@ -217,20 +218,25 @@ class CompiledRecipe:
         )
 
 
+Expect = Callable[[Sequence[KernelFile]], None]
+
+
 def compile_graph(
-    graph: Graph, options: Options | None = None, decided: Sequence[Decided] = ()
-) -> CompiledGraph:
+    graph: Graph, options: Options | None = None, decided: Sequence[Decided] = (),
+    expect: Expect = lambda files: None,
+) -> CompiledGraph:  # fmt: skip
     """Runs the pipeline.  Raises BudgetError where no recipe is within the budget at the sizes that
     the plan is made for.
 
     A recipe that was `decided` before gets the order and the places that it had, if it is still
-    the same; DataError for decisions that are none."""
+    the same; DataError for decisions that are none.  `expect` is told the C files of the program as
+    soon as they are known, some of them before the others."""
     with paused_collection():
-        return _compile(graph, options, {d.recipe: d for d in decided})
+        return _compile(graph, options, {d.recipe: d for d in decided}, expect)
 
 
 def _compile(
-    graph: Graph, options: Options | None, decided: Mapping[str, Decided]
+    graph: Graph, options: Options | None, decided: Mapping[str, Decided], expect: Expect
 ) -> CompiledGraph:
     options = options or Options.from_environment()
     sizes = reference_sizes(graph, options.at)
@@ -259,7 +265,7 @@ def _compile(
                 seen.add(text)
         limits = () if rung.passes else truncated  # the first rung cuts nothing
         made += _recipes(
-            rung, end, {**stages, **changed}, symbols, limits, sizes, options, decided
+            rung, end, {**stages, **changed}, symbols, limits, sizes, options, decided, expect
         )
     planned = made[0].planned
     program = Program(
@@ -305,6 +311,7 @@ def _recipes(
     sizes: Mapping[str, int],
     options: Options,
     decided: Mapping[str, Decided],
+    expect: Expect,
 ) -> list[CompiledRecipe]:
     """Runs the rest of the pipeline, and plans: with what is kept by default, and under a budget
     with more and more that is computed again."""
@@ -320,16 +327,16 @@ def _recipes(
     native = NativeProgram() if options.native else None
     reuse = options.reuse and not options.red_zones
     made: list[CompiledRecipe] = []
-    lowest = 0
-    for name, again in _ways(rung.name, graph, group, sizes, options):
-        last = _staged(graph, again, options, inside=False)
-        late = (*WIDE, group) if options.native else (group,)
-        last |= _staged(last["remat"] if again else graph, late, options)
+    told = lowest = 0
+    late = (*WIDE, group) if options.native else (group,)
+    found, ways = _ways(rung.name, graph, group, sizes, options)
+    for name, again in ways:
         given = decided.get(name)
-        if given is not None and given.graph != graph_digest(last[BEFORE_ORDER]):
-            given = None
-        order = Order(sizes, given=None if given is None else iter(given.orders))
-        last |= _staged(last[BEFORE_ORDER], (("order", order),), options)
+        wide = None if again or given is not None else _unwidened(graph, options)
+        if found is not None and wide is not None:
+            last, orders, given = {**wide, **found[0]}, *found[1:]
+        else:
+            last, orders, given = _in_order(graph, again, late, sizes, options, given)
         ordered = last["order"]
         planned = plan_program(
             ordered, sizes, reuse, options.threads, options.native, given, options.blas
@@ -344,7 +351,10 @@ def _recipes(
             graph_cost(ordered), rung.slower, loops, runs, limits, reuse,
             GAP if options.red_zones else 0, schedule=planned.schedule,
         )  # fmt: skip
-        orders = tuple(order.chosen)
+        if native is not None and not made:
+            files = native.files
+            told = len(files)
+            expect(files)
         made.append(
             CompiledRecipe(recipe, {**stages, **last}, planned, orders, not planned.searched)
         )
@@ -352,18 +362,49 @@ def _recipes(
     if native is None:
         return made
     files = native.files
+    expect(files[told:])
     return [replace(item, recipe=replace(item.recipe, kernels=files)) for item in made]
+
+
+# Stages, the orders of all graphs, and by which decision.
+_Ordered = tuple[dict[str, Graph], tuple[tuple[int, ...], ...], Decided | None]
+
+
+def _in_order(
+    graph: Graph, again: Sequence[Stage], late: Sequence[Stage], sizes: Mapping[str, int],
+    options: Options, given: Decided | None = None,
+) -> _Ordered:  # fmt: skip
+    """The stages to the end: `again` on the part at work, `late` on all graphs, and the order, as
+    it is `given` if that is of the same graph."""
+    last = _staged(graph, again, options, inside=False)
+    last |= _staged(last["remat"] if again else graph, late, options)
+    if given is not None and given.graph != graph_digest(last[BEFORE_ORDER]):
+        given = None
+    order = Order(sizes, given=None if given is None else iter(given.orders))
+    last |= _staged(last[BEFORE_ORDER], (("order", order),), options)
+    return last, tuple(order.chosen), given
+
+
+def _unwidened(graph: Graph, options: Options) -> dict[str, Graph] | None:
+    """What WIDE leaves of a graph that it does nothing to; None for another graph."""
+    if not options.native:
+        return {}
+    stages = _staged(graph, WIDE, options)
+    nodes = stages[WIDE[-1][0]].nodes
+    same = len(nodes) == len(graph.nodes) and all(map(operator.is_, nodes, graph.nodes))
+    return stages if same else None
 
 
 def _ways(
     name: str, graph: Graph, group: Stage, sizes: Mapping[str, int], options: Options
-) -> list[tuple[str, tuple[Stage, ...]]]:
-    """Names of recipes, and what each of them computes again."""
+) -> tuple[_Ordered | None, list[tuple[str, tuple[Stage, ...]]]]:
+    """How the graph runs as it is, if that had to be found out; and names of recipes, with what
+    each of them computes again."""
     work = part_at_work(graph)
     if not runs_back(work) or not (options.native or options.budget is not None):
-        return [(name, ())]
-    grouped = part_at_work(_staged(graph, (group,), options)[group[0]])
-    found = Recomputing(work, grouped, sizes, options.native)
+        return None, [(name, ())]
+    ordered = _in_order(graph, (), (group,), sizes, options)
+    found = Recomputing(work, part_at_work(ordered[0]["order"]), sizes, options.native)
     light = found.usual() if options.native else None
     ways: list[tuple[str, tuple[Stage, ...]]] = [
         (name, () if light is None else (("remat", AtWork(light.transform)),))
@@ -371,7 +412,7 @@ def _ways(
     if options.budget is not None:
         for way in found.under_budget(None if light is None else light.peak):
             ways.append((f"{name}, {way.name}", (("remat", AtWork(way.transform)),)))
-    return ways
+    return ordered, ways
 
 
 def _printed(

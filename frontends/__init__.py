@@ -22,7 +22,8 @@ from retrograde.training import TrainStep, compile_training
 from retrograde.version import __version__
 
 if TYPE_CHECKING:
-    from retrograde import diagnose, losses, masks, metrics, models, nn, optim
+    from retrograde import diagnose, generation, losses, masks, metrics, models, nn, optim
+    from retrograde.generation import generate, stream
     from retrograde.teaching import scheduled_sampling
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
     "dim",
     "eager",
     "errors",
+    "generate",
+    "generation",
     "grad",
     "jit",
     "jvp",
@@ -58,6 +61,7 @@ __all__ = [
     "scheduled_sampling",
     "spec",
     "stop_gradient",
+    "stream",
     "trace",
     "tree",
     "value_and_grad",
@@ -65,14 +69,13 @@ __all__ = [
     "while_loop",
 ]
 
-_ON_FIRST_USE = ("diagnose", "losses", "masks", "metrics", "models", "nn", "optim")
+_ON_FIRST_USE = ("diagnose", "generation", "losses", "masks", "metrics", "models", "nn", "optim")
+_FROM = {"generate": "generation", "stream": "generation", "scheduled_sampling": "teaching"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "scheduled_sampling":
-        from retrograde.teaching import scheduled_sampling
-
-        return scheduled_sampling
     if name in _ON_FIRST_USE:
         return importlib.import_module(f"retrograde.{name}")
+    if name in _FROM:
+        return getattr(importlib.import_module(f"retrograde.{_FROM[name]}"), name)
     raise AttributeError(f"retrograde has no {name!r}")

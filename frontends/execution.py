@@ -87,9 +87,12 @@ def runnable(
     threads = checked_threads(threads)
     device = get_device(backend, threads, blas)
     options = options_for(device, at, budget)
+    from retrograde.compiler.codegen.foreseen import foreseen
     from retrograde.compiler.pipeline import compile_graph  # takes long; nothing is compiled yet
 
-    compiled = compile_graph(graph, options, decided)
+    if options.native:
+        device.expect(foreseen(graph, device.blas))
+    compiled = compile_graph(graph, options, decided, device.expect)
     executable = Executable(compiled.program, device, poison=options.poison)
     return Runnable(executable, compiled.recipes, threads, options)
 

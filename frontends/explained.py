@@ -199,6 +199,7 @@ class Explained:
         recipes: bool = True,
         trust_custom: bool = False,
         seed: int = 0,
+        claims: str | Sequence[str] = (),
         **batch: Any,
     ) -> Certificate:
         """Compares the program with what was traced, and tells which part is at fault if any is.
@@ -212,12 +213,19 @@ class Explained:
         function is a fault; with `trust_custom` it is taken as declared.  Nothing is changed by it,
         the state of a training step neither.
 
+        Where the program has a time axis, it is decided from the graph whether outputs (in a step,
+        what a loss reads) see earlier places alone, "causality", and no other segment, "segment
+        isolation" (of an input called segments): see `Certificate.proofs`.  One that is among
+        `claims` and does not hold is a fault.
+
         Raises nothing where the program is wrong: see `Certificate.ok`, `.blame`, `.check()`.
         Raises DataError where no inputs are found that the function takes: give some then."""
         from retrograde.certificates.check import certificate  # few programs are certified
 
         subject = self._subject(args, batch)
-        return certificate(subject, sizes, directions, devices, trust_custom, seed, recipes)
+        return certificate(
+            subject, sizes, directions, devices, trust_custom, seed, recipes, claims
+        )
 
     def _subject(self, args: tuple[Any, ...], batch: Mapping[str, Any]) -> Subject:
         """What is certified, with the examples given for it."""

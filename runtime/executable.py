@@ -130,6 +130,13 @@ class Executable:
             for i, x in zip(self._donated, arrays, strict=True):
                 self.device.write(bound.inputs[i], x)
 
+    def bind(self, sizes: Mapping[str, int]) -> None:
+        """Prepares runs at `sizes`, as the first of them would; of what has state, once it is set.
+
+        Raises what that run would raise about the sizes."""
+        with self._lock, paused_collection():
+            self._bind(sizes)
+
     def plan(self, sizes: Mapping[str, int]) -> MemoryPlan:
         """The memory plan at `sizes`."""
         return self.program.plan(sizes)

@@ -48,6 +48,10 @@ class Device(Protocol):
         """Copies the first `bytes` (the state) from one arena to another."""
         ...
 
+    def expect(self, kernels: Sequence[KernelFile]) -> None:
+        """Says what will be loaded: it may be compiled meanwhile."""
+        ...
+
     def load(self, source: str, file: str, kernels: Sequence[KernelFile]) -> Callable[..., Bound]:
         """The `bind` of a generated source; `kernels` is what a compiler makes its kernels of."""
         ...

@@ -88,9 +88,13 @@ def _space(node: Node, space: View) -> Fields:
     return [space, scratch_elements(node.inputs[0].shape[3], node.inputs[2].shape[3]), BLOCK]
 
 
+def attention_text(way: str) -> str:
+    """The function that goes "forward" or "backward", for all sizes."""
+    return f"{HEAD}\n  return rg_attention_{way}(a, lo, hi, part);\n}}"
+
+
 def _function(way: str, fields: Fields, items: Dim) -> Function:
-    text = f"{HEAD}\n  return rg_attention_{way}(a, lo, hi, part);\n}}"
-    return Function(text, (), (), items, mixed=tuple(fields))
+    return Function(attention_text(way), (), (), items, mixed=tuple(fields))
 
 
 def _bits(x: float) -> int:

@@ -6,68 +6,91 @@ shared out.
 
 from __future__ import annotations
 
+import itertools
+from functools import cache
+
 from retrograde.compiler.codegen.c import HEAD, Function, Share
-from retrograde.compiler.codegen.cstyle import Extents, memory_type
+from retrograde.compiler.codegen.cstyle import Extents
 from retrograde.compiler.ir import dims
+from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.plan.steps import MatmulStep, PackStep
 from retrograde.compiler.plan.views import View
+
+_HALVES = ("f16", "bf16")
 
 
 def pack_function(step: PackStep) -> Function:
     """Packs (batch…, k, n) into panels; an item is one panel."""
-    view, kind, size = step.operand, step.operand.dtype.name, Extents()
-    held = step.result.dtype
+    view = step.operand
     k, n = view.shape[-2:]
-    batch, offsets = _batched(size, [view])
-    text = "\n".join([
-        f"  const {memory_type(view.dtype)} *const b = (void *)a[0];",
-        f"  {held} *const panels = (void *)a[1];",
-        f"  const i64 k = {size(k)}, n = {size(n)}, per = (n + RG_NR_{held} - 1) / RG_NR_{held};",
-        "  while (lo < hi) {",
-        "    const i64 q = lo / per, first = lo % per, last = rg_min(per, first + hi - lo);",
-        *batch,
-        f"    rg_pack_{kind}(panels + q * per * k * RG_NR_{held}, b{offsets[0]}, k, n, "
-        f"{size(view.strides[-2])}, {size(view.strides[-1])}, first, last);",
-        "    lo += last - first;",
-        "  }",
-    ])  # fmt: skip
-    share = Share("panels", held, dims.product(view.shape[:-2]), k, n)
-    return _function(text, size, (view, step.result), share)
+    axes = _axes([view])
+    sizes = (k, n, view.strides[-2], view.strides[-1], *axes)
+    share = Share("panels", step.result.dtype, dims.product(view.shape[:-2]), k, n)
+    text = product_texts(view.dtype.name)[0]
+    return Function(text, (view, step.result), sizes, 0, share=share)
 
 
 def matmul_function(step: MatmulStep) -> Function:
     """The product by panels; an item is a block of rows and a run of panels."""
-    left, right = step.operands
+    left = step.operands[0]
     (out,) = step.results
     assert step.panels is not None
-    kind, held, size = left.dtype.name, step.panels.dtype, Extents()
-    memory, alone = memory_type(left.dtype), ", 0" if held is left.dtype else ""
     lead = out.shape[:-2]
     left = left.broadcast((*lead, *left.shape[-2:]))
-    right = right.broadcast((*lead, *right.shape[-2:]))
     m, k = left.shape[-2:]
     n = out.shape[-1]
-    batch, offsets = _batched(size, [left, out])
-    shared = _shared_panels(step)
-    panels = "panels" if shared else f"panels + q * per * k * RG_NR_{held}"
-    text = "\n".join([
+    sizes = (
+        m, k, n, out.strides[-2], left.strides[-2], left.strides[-1],
+        0 if _shared_panels(step) else 1, *_axes([left, out]),
+    )  # fmt: skip
+    share = Share("blocks", step.panels.dtype, dims.product(lead), m, n)
+    text = product_texts(left.dtype.name)[1]
+    return Function(text, (left, step.panels, out), sizes, 0, share=share)
+
+
+@cache
+def product_texts(kind: str) -> tuple[str, str]:
+    """The functions that pack and multiply, for all sizes, strides and batches: those of one dtype
+    are always in one file, which is known before a program is planned."""
+    memory = "u16" if kind in _HALVES else kind
+    held = "f32" if kind in _HALVES else kind
+    alone = "" if kind in _HALVES else ", 0"
+    pack = [
+        HEAD,
+        f"  const {memory} *const b = (void *)a[0];",
+        f"  {held} *const panels = (void *)a[1];",
+        "  const i64 k = a[2], n = a[3], sk = a[4], sn = a[5], axes = a[6];",
+        f"  const i64 per = (n + RG_NR_{held} - 1) / RG_NR_{held};",
+        "  while (lo < hi) {",
+        "    const i64 q = lo / per, first = lo % per, last = rg_min(per, first + hi - lo);",
+        f"    rg_pack_{kind}(panels + q * per * k * RG_NR_{held}, "
+        "b + rg_matrix_at(a + 7, axes, 2, 1, q), k, n, sk, sn, first, last);",
+        "    lo += last - first;",
+        "  }",
+        "  return RG_OK;",
+        "}",
+    ]
+    multiply = [
+        HEAD,
         f"  const {memory} *const x = (void *)a[0];",
         f"  const {held} *const panels = (void *)a[1];",
         f"  {memory} *const y = (void *)a[2];",
-        "  const i64 rb = a[3], pb = a[4];",
-        f"  const i64 m = {size(m)}, k = {size(k)}, n = {size(n)};",
+        "  const i64 rb = a[3], pb = a[4], m = a[5], k = a[6], n = a[7];",
+        "  const i64 sy = a[8], sm = a[9], sk = a[10], axes = a[12];",
         f"  const i64 per = (n + RG_NR_{held} - 1) / RG_NR_{held};",
+        f"  const i64 sp = a[11] * per * k * RG_NR_{held};",
         "  const i64 down = (m + rb - 1) / rb, across = (per + pb - 1) / pb;",
         "  for (i64 t = lo; t < hi; t++) {",
         "    const i64 p = t % across, r = t / across % down, q = t / across / down;",
-        *batch,
-        f"    rg_gemm_{kind}(y{offsets[1]}, {size(out.strides[-2])}, x{offsets[0]}, "
-        f"{size(left.strides[-2])}, {size(left.strides[-1])}, {panels}, k, n, "
-        f"r * rb, rg_min(m, r * rb + rb), p * pb, rg_min(per, p * pb + pb){alone});",
+        f"    rg_gemm_{kind}(y + rg_matrix_at(a + 13, axes, 3, 2, q), sy, "
+        "x + rg_matrix_at(a + 13, axes, 3, 1, q), sm, sk,",
+        "      panels + q * sp, k, n, r * rb, rg_min(m, r * rb + rb), p * pb, "
+        f"rg_min(per, p * pb + pb){alone});",
         "  }",
-    ])  # fmt: skip
-    share = Share("blocks", held, dims.product(lead), m, n)
-    return _function(text, size, (left, step.panels, out), share)
+        "  return RG_OK;",
+        "}",
+    ]
+    return "\n".join(pack), "\n".join(multiply)
 
 
 def blas_function(step: MatmulStep) -> Function:
@@ -131,11 +154,19 @@ def _batched(size: Extents, views: list[View]) -> tuple[list[str], list[str]]:
     return lines, offsets
 
 
-_CUT = {"panels": 0, "blocks": 2, "products": 4}  # arguments between the places and the sizes
+def _axes(views: list[View]) -> list[Dim]:
+    """What `rg_matrix_at` reads: how many axes the batch has, and of each the extent and the
+    strides of the views."""
+    lead = views[0].shape[:-2]
+    each = [(lead[i], *(v.strides[i] for v in views)) for i in range(len(lead))]
+    return [len(lead), *itertools.chain.from_iterable(each)]
+
+
+_CUT = 4  # numbers between the places of a product by a BLAS and its sizes
 
 
 def _function(text: str, size: Extents, places: tuple[View, ...], share: Share) -> Function:
-    first = len(places) + _CUT[share.what]
+    first = len(places) + _CUT
     sizes = [f"  const i64 n{i} = a[{first + i}];" for i in range(len(size.open))]
     body = "\n".join([HEAD, *sizes, text, "  return RG_OK;", "}"])
     return Function(body, places, tuple(size.open), 0, share=share)

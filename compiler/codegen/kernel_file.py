@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from retrograde.compiler.codegen.c_matmul import product_texts
 from retrograde.compiler.codegen.csource import part
 from retrograde.compiler.codegen.numpy import place_of
 from retrograde.compiler.codegen.spelling import comment
@@ -22,20 +23,22 @@ FILE = 24  # kernels of one C file
 SHARED = "#define RG_GEMM_TILE RG_GEMM_SHARED\n"
 MARK = "/* --- the kernels of this program */"
 END = "/* --- their table */\n"
-ATTENTION = ("base", "attention", "attention_masks", "attention_forward", "attention_backward")
-PLAIN = ("attention", "ce")  # kinds of which each kernel is one call
+ATTENTION = ("base", "attention", "attention_masks")
 WIDTH, PLACES = 96, 4
 PARTS = ("base", "math", "random")
-# What others have, by what their kernels call.
+# What others have, by what their kernels call, those first that take the C compiler longest.
 SPECIAL = {
-    "gemm": ("base", "math", "gemm"), "attention": ATTENTION,
-    "ce": ("base", "math", "gemm", "cross_entropy"),
+    "rg_gemm_f32": ("base", "gemm"), "rg_gemm_f64": ("base", "gemm"),
+    "rg_gemm_f16": ("base", "math", "gemm", "gemm_half"),
+    "rg_gemm_bf16": ("base", "math", "gemm", "gemm_half"),
+    "rg_attention_backward": (*ATTENTION, "attention_backward"),
+    "rg_attention_forward": (*ATTENTION, "attention_forward"),
+    "rg_blas_": ("base", "math", "gemm", "blas"),
+    "rg_ce_": ("base", "math", "gemm", "cross_entropy"),
 }  # fmt: skip
-# Parts of files in which one of these is called.
-SOMETIMES = {
-    "gemm_half": ("rg_pack_f16", "rg_pack_bf16", "rg_gemm_f16", "rg_gemm_bf16"),
-    "blas": ("rg_blas_",),
-}
+# Kinds of which each kernel is one call, the same in many programs.
+PLAIN = tuple(kind for kind in SPECIAL if kind != "rg_blas_")
+PRODUCTS = ("f32", "f64", "f16", "bf16")  # dtypes that kernels multiply
 _NAME = re.compile(r"^static i64 k\d+\(", re.MULTILINE)
 _NEXT = re.compile(r"\n\n(?=(?:/\*(?:(?!\*/).)*\*/\n)?static i64 k\d+\()", re.DOTALL)
 
@@ -82,10 +85,14 @@ class Kernels:
     def number(self, text: str, note: Note) -> int:
         """The number of the function of this text (@ for its name), which a step needs."""
         assert text.startswith("static i64 @(")
-        found = self.numbers.setdefault(text, len(self.numbers))
-        if found == len(self.notes):
-            self.notes.append(note)
-            self.places.append({})
+        if text not in self.numbers:
+            for one in file_mates(text):
+                self.numbers[one] = len(self.notes)
+                self.notes.append(Note("", ()))
+                self.places.append({})
+        found = self.numbers[text]
+        if not self.places[found]:
+            self.notes[found] = note
         self.also(found, note.place)
         return found
 
@@ -98,8 +105,8 @@ class Kernels:
         self.cuts.append(len(self.numbers))
 
     def files(self) -> tuple[KernelFile, ...]:
-        """The C files, which compile side by side: products, which share their tiles, attention,
-        heads with their losses, and the others by the dozen."""
+        """The C files, which compile side by side: products, attention and heads with their losses
+        each by themselves, and the others by the dozen."""
         ends = [*self.cuts, len(self.numbers)]
         return tuple(
             file for first, end in zip([0, *self.cuts], ends, strict=True)
@@ -107,13 +114,10 @@ class Kernels:
         )  # fmt: skip
 
     def _files(self, within: range) -> tuple[KernelFile, ...]:
-        kinds: dict[str, list[int]] = {"gemm": [], "attention": [], "ce": [], "": []}
+        kinds: dict[str, list[int]] = {kind: [] for kind in (*SPECIAL, "")}
         for text, number in self.numbers.items():
-            if number not in within:
-                continue
-            products = "rg_pack_" in text or "rg_blas_" in text
-            kind = next((k for k in kinds if k and f"rg_{k}_" in text), "gemm" if products else "")
-            kinds[kind].append(number)
+            if number in within:
+                kinds[_kind_of(text)].append(number)
         rows = kinds.pop("")
         files = [(kind, numbers) for kind, numbers in kinds.items() if numbers]
         files += [("", rows[i : i + FILE]) for i in range(0, len(rows), FILE)]
@@ -121,12 +125,9 @@ class Kernels:
         return tuple(self._file(kind, numbers, texts) for kind, numbers in files)
 
     def _file(self, kind: str, numbers: Sequence[int], texts: Mapping[int, str]) -> KernelFile:
-        """A file; those of attention and of heads tell no places, so that models share them."""
+        """A file; those of single calls tell no places, so that models share them."""
         parts = SPECIAL.get(kind, PARTS)
-        for name, calls in SOMETIMES.items():
-            if kind not in PLAIN and any(call in texts[n] for n in numbers for call in calls):
-                parts = (*parts, name)
-        pieces = [SHARED if kind in ("gemm", "ce") else "", *map(part, parts), MARK]
+        pieces = [SHARED if "gemm" in parts else "", *map(part, parts), MARK]
         for place, number in enumerate(numbers):
             heading = self._heading(number) + "\n" if kind not in PLAIN else ""
             pieces.append(heading + texts[number].replace("@", f"k{place}", 1))
@@ -149,6 +150,20 @@ class Kernels:
             also = ", ".join(others[:PLACES]) + (f" and {more} more places" if more > 0 else "")
             lines.append(f"also {also}")
         return c_comment(lines)
+
+
+def _kind_of(text: str) -> str:
+    """The kind of file that a function of this text is in."""
+    text = text.replace("rg_pack_", "rg_gemm_")
+    return next((kind for kind in SPECIAL if kind in text), "")
+
+
+def file_mates(text: str) -> tuple[str, ...]:
+    """All functions of the file that one of this text is always in, whatever else a program has."""
+    for kind in PRODUCTS:
+        if text in (mates := product_texts(kind)):
+            return mates
+    return (text,)
 
 
 def c_comment(lines: Sequence[str]) -> str:

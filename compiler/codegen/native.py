@@ -7,7 +7,8 @@ Invariant: sizes and places are numbers in the lists, so a kernel serves every s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,8 +16,9 @@ from retrograde.compiler.codegen.alike import alike
 from retrograde.compiler.codegen.c_copy import copy_function
 from retrograde.compiler.codegen.kernel_file import COPY, Kernels, Note, note_of
 from retrograde.compiler.codegen.launches import Launch, launches
+from retrograde.compiler.codegen.native_ahead import ahead_entry
+from retrograde.compiler.codegen.native_ragged import ragged_entries
 from retrograde.compiler.codegen.numpy import Printer, place_of, print_with, whole_of
-from retrograde.compiler.codegen.ragged import live_lines
 from retrograde.compiler.codegen.repeats import HOLE, Line, folded
 from retrograde.compiler.codegen.spelling import INDENT
 from retrograde.compiler.ir import dims
@@ -110,11 +112,11 @@ class NativePrinter(Printer):
         """Whether kernels do all of a step."""
         if isinstance(step, (BranchStep, WhileStep)) and isinstance(step.flag, Literal):
             return False
-        if isinstance(step, LoopStep) and step.mask is not None:
-            return False
         if isinstance(step, PartStep):
             return True
         runs = inside(step)
+        if isinstance(step, LoopStep) and step.rows is not None:
+            runs = (step.rows.body,)
         if runs or isinstance(step, (LoopStep, BranchStep, WhileStep)):
             return all(self._native(inner) for run in runs for inner in run)
         return self._launches(step) is not None
@@ -294,6 +296,8 @@ class NativePrinter(Printer):
     def _loop_entry(self, step: LoopStep, depth: int) -> list[str]:
         pad, more = INDENT * depth, INDENT * (depth + 1)
         lines = self._copies(step.carries, pad)
+        if step.mask is not None:
+            return [*lines, *ragged_entries(self, step, depth)]
         if step.split is None or self.dead:
             return [*lines, *self._turns(step, step, depth)]
         # Each thread its rows of all turns; with too few rows all threads share out each launch.
@@ -305,38 +309,55 @@ class NativePrinter(Printer):
     def _turns(self, step: LoopStep, turn: LoopStep | Rows, depth: int) -> list[str]:
         """The loop over all turns."""
         pad = INDENT * depth
-        level = sum(isinstance(at, int) for at in self.levels.values())
-        self.levels[id(step.turns)] = level
-        body = self._turn_entries(turn, step.turns, depth + 1)
-        del self.levels[id(step.turns)]
+        with self.within(step.turns):
+            body = self.turn_entries(turn, step.turns, depth + 1)
+            if step.split is not None and (ahead := ahead_entry(self, step, turn, depth + 1)):
+                body.insert(0, ahead)
         direction = -1 if step.reverse else 1
         self.heading = ""
         return [f"{pad}({self.spell.size(step.length)}, {direction}, [", *body, f"{pad}]),"]
 
-    def _turn_entries(self, step: LoopStep | Rows, turns: object, depth: int) -> list[str]:
-        """One turn of a loop, whose number moves what is of `turns`."""
-        pad = INDENT * depth
-        lines: list[str] = []
-        for stacked, place in step.slices:
-            lines += self._copies([(turn_of(stacked, turns), place)], pad)
+    @contextmanager
+    def within(self, turns: object) -> Iterator[None]:
+        """What is of `turns` moves with the innermost loop."""
+        self.levels[id(turns)] = sum(isinstance(at, int) for at in self.levels.values())
+        yield
+        del self.levels[id(turns)]
+
+    def turn_entries(
+        self, step: LoopStep | Rows, turns: object, depth: int,
+        more: Sequence[tuple[Operand, View]] = (),
+    ) -> list[str]:  # fmt: skip
+        """One turn of a loop, whose number moves what is of `turns`, with `more` copies to what it
+        stacks."""
+        given = [(turn_of(whole, turns), place) for whole, place in step.slices]
+        lines = self.together(given, depth)
         self.heading = ""
         lines += self._text(step.body, depth)
-        for result, whole in step.stacked:
-            lines += self._copies([(result, turn_of(whole, turns))], pad)
-        lines += self._copies(step.updates, pad)
+        out = [(result, turn_of(whole, turns)) for result, whole in step.stacked]
+        lines += self.together([*out, *more], depth)
+        lines += self._copies(step.updates, INDENT * depth)
         self.heading = ""
         return lines
+
+    def together(self, pairs: Sequence[tuple[Operand, View]], depth: int) -> list[str]:
+        """Copies of which none reads or writes what another one writes."""
+        pad, more = INDENT * depth, INDENT * (depth + 1)
+        if len(pairs) < 2:
+            return self._copies(pairs, pad)
+        return [f'{pad}("together", [', *self._copies(pairs, more), f"{pad}]),"]
 
     def _branch_entry(self, step: BranchStep, depth: int) -> list[str]:
         pad = INDENT * depth
         assert isinstance(step.flag, View)
-        lines = [f'{pad}("if", {self._flag(step.flag)}, [']
+        lines = [f'{pad}("if", {self.located(step.flag)}, [']
         lines += [*self._run_entries(step.then, depth + 1), f"{pad}], ["]
         return [*lines, *self._run_entries(step.otherwise, depth + 1), f"{pad}]),"]
 
-    def _flag(self, flag: View) -> str:
+    def located(self, v: View) -> str:
+        """Where an array lies, as an argument."""
         self.named = []
-        text = self._address(flag)
+        text = self._address(v)
         return str(Line(text, tuple(map(self._buffer, self.named))))
 
     def _while_entry(self, step: WhileStep, depth: int) -> list[str]:
@@ -344,7 +365,7 @@ class NativePrinter(Printer):
         assert isinstance(step.flag, View)
         lines = [*self._copies(step.carries, pad), f'{pad}("while", [']
         lines += [*self._run_entries(step.condition, depth + 1)]
-        lines += [f"{pad}], {self._flag(step.flag)}, ["]
+        lines += [f"{pad}], {self.located(step.flag)}, ["]
         lines += self._run_entries(step.body, depth + 1)
         return [*lines, *self._copies(step.updates, pad + INDENT), f"{pad}]),"]
 
@@ -408,23 +429,6 @@ class NativePrinter(Printer):
         lines = self._copies([(pair[0], pair[1])], INDENT * depth)
         del self.levels[id(step)]
         return lines
-
-    # --- ragged loops: as many turns, on as many rows, as the data tells
-
-    def _loop(self, step: LoopStep, depth: int) -> list[str]:
-        turn: LoopStep | Rows = step if step.rows is None else step.rows
-        if step.mask is None or not all(map(self._native, turn.body)):
-            return super()._loop(step, depth)
-        number = self.ragged[id(step)]
-        indent, live = INDENT * depth, f"live{number}"
-        lines = [*self.copies(step.carries, indent), *live_lines(self, step, number, indent)]
-        outer, self.levels = self.levels, {id(step): "start"}
-        entries = self._turn_entries(turn, step, 1)
-        self.levels = outer
-        name, count = self.fresh("turns"), self.spell.size(step.length)
-        made = "rt.ragged(lambda rows: [\n" + "\n".join(entries) + f"\n], {count}, {step.reverse})"
-        self.bindings += f"{name} = {made}".split("\n")
-        return [*lines, f"{indent}{name}({live})"]
 
     def _copies(self, pairs: Sequence[tuple[Operand, View]], pad: str) -> list[str]:
         return [f"{pad}{self._line(Launch(copy_function(x, y)), COPY)}" for x, y in pairs]

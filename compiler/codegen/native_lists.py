@@ -5,6 +5,12 @@ An entry is one of
     (turns, direction, entries)                                         a loop over time
     ("if", flag, entries, entries)                                      one of two runs
     ("while", entries, flag, entries)                                   a condition and its body
+    ("turns", numbers, turns, direction, (entries, entries …))
+                                                                        a loop whose turn t runs
+                                                                        those with the number that
+                                                                        lies at numbers[t]
+    ("together", launches)                                              launches that do not depend
+                                                                        on each other
     ("call", key, make, start)                                          entries that `make()` gives,
                                                                         once for each key
     ("move", to, from, bytes)                                           a copy of memory
@@ -38,7 +44,7 @@ Table = npt.NDArray[np.int64]
 Mover = tuple[int, int]  # argument, stride
 
 # As runtime/native/pool.c has them.
-LAUNCH, LOOP, END, TEST, JUMP, CALL, RETURN, COPY, CHAIN = range(9)
+LAUNCH, LOOP, END, TEST, JUMP, CALL, RETURN, COPY, CHAIN, TURNS, CASE = range(11)
 WIDTH = 8  # numbers of an instruction
 OWN = 1  # how a launch is shared out: each thread has all of its own
 
@@ -89,6 +95,10 @@ class LaunchList:
     def tables(self, threads: int) -> tuple[Table, Table, Table]:
         """Instructions, arguments of each thread, and movers."""
         code = np.array(self.code, np.int64).reshape(-1, WIDTH)
+        # Launches of one block are the first thread's: between two of them nobody has to wait.
+        op, _, _, items, grain, barrier, spread, _ = code.T
+        single = (op == LAUNCH) & (items > 0) & (items <= grain) & (barrier == 1) & (spread == 0)
+        barrier[:-1][single[:-1] & single[1:]] = 0
         movers = np.array(self.movers, np.int64).reshape(-1, 2)
         arguments = np.tile(np.array(self.arguments, np.int64), (threads, 1))
         for place, numbers in self.own:
@@ -159,6 +169,31 @@ class LaunchList:
         self._set(at, 3, len(self.movers), len(own), self.count)
         self.movers.extend(own)
         self._emit(END, at)
+
+    def _turns(
+        self, numbers: int, count: int, direction: int, cases: Sequence[Sequence[Any]]
+    ) -> None:
+        head = self._emit(TURNS, count, direction, self._given([numbers]), len(cases))
+        places = [self._emit(CASE) for _ in cases]
+        ends: list[int] = []
+        for place, entries in zip(places, cases, strict=True):
+            self._moving.append([])
+            at = self.count
+            self.add(entries)
+            own = self._moving.pop()
+            self._set(place, 1, at, len(self.movers), len(own))
+            self.movers.extend(own)
+            ends.append(self._emit(JUMP))
+        end = self._emit(END, head)
+        for at in ends:
+            self._set(at, 1, end)
+        self._set(head, 5, end)
+
+    def _together(self, launches: Sequence[Any]) -> None:
+        first = self.count
+        self.add(launches)
+        for at in range(first, self.count - 1):
+            self._set(at, 5, 0)  # threads meet after the last
 
     def _repeat(self, times: int, launches: Sequence[Any]) -> None:
         """Launches for all threads, with other numbers each time."""

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from retrograde.compiler.codegen.live_rows import LiveRows
-from retrograde.compiler.codegen.native_lists import CALL, RETURN, LaunchList, Table
+from retrograde.compiler.codegen.native_ahead import ahead
+from retrograde.compiler.codegen.native_lists import LaunchList, Table
+from retrograde.compiler.codegen.native_ragged import Counted, ragged_loop
 from retrograde.compiler.codegen.numpy_support import Memory, Support
 from retrograde.compiler.errors import DataError
 from retrograde.compiler.ops.segments import segments
@@ -70,6 +71,7 @@ class NativeSupport(Support):
         # Waking a thread takes longer than running a program on little memory.
         self.threads = memory.threads if sum(sizes) >= SMALL else 1
         self._sharers = self.threads  # how many share out the items of the launches at work
+        self._counted: list[Counted] = []  # the ragged loops of the list in the making
 
     @property
     def address(self) -> int:
@@ -78,13 +80,18 @@ class NativeSupport(Support):
     def native(self, entries: Entries) -> Callable[..., None]:
         """What runs a list, given the turns of the loops around it."""
         made = LaunchList.of(entries)
+        counted, self._counted = self._counted, []
         run = self._memory.sequence(*made.tables(self.threads))
         turns, notes = made.turns, made.notes
 
         def start(*given: int) -> None:
             for turn, place, base, stride in turns:
                 run.move(place, base + given[turn] * stride)
-            self.guarded(run, notes)
+            try:
+                self.guarded(run, notes)
+            finally:
+                for loop in counted:
+                    loop.add_to(self._memory.ragged)
 
         return start
 
@@ -111,11 +118,15 @@ class NativeSupport(Support):
                 raise
             raise _refused(notes[found[0]], found[1]) from None
 
-    def ragged(
-        self, make: Callable[[int], Entries], steps: int, reverse: bool
-    ) -> Callable[[LiveRows], None]:
-        """What runs a ragged loop: `make` gives the entries of a turn on so many rows."""
-        return _Ragged(self, self._memory, make, steps, reverse)
+    def ragged(self, *given: Any) -> list[Any]:
+        """A ragged loop (native_ragged.ragged_loop), whose counts are noted after a run."""
+        entries, counted = ragged_loop(*given)
+        self._counted.append(counted)
+        return entries
+
+    def ahead(self, *given: Any) -> list[Any]:
+        """What asks for a later turn of a loop, where a thread has all of its launches."""
+        return list(ahead(*given)) if self._sharers == 1 else []
 
     # --- loops in segments, as entries
 
@@ -250,48 +261,6 @@ class NativeSupport(Support):
                 kernel, items, _, given, each = x
                 made.append((kernel, items, block * each or block // SLICE, given))
         return [("chain", -(-rows // block), made)]
-
-
-class _Ragged:
-    """A ragged loop: a call for each turn that has live rows, to what so many rows run.
-
-    The calls stand before what is called, and are written anew for each run."""
-
-    def __init__(
-        self, support: NativeSupport, memory: NativeMemory, make: Callable[[int], Entries],
-        steps: int, reverse: bool,
-    ) -> None:  # fmt: skip
-        self._support, self._memory, self._make = support, memory, make
-        self._steps, self._reverse = steps, reverse
-        self._list: LaunchList | None = None
-        self._known: dict[int, list[int]] = {}  # by rows: the call of a turn on so many
-
-    def __call__(self, live: LiveRows) -> None:
-        turns = list(live.turns(self._reverse))
-        new = {live.rows[t] for t in turns} - self._known.keys()
-        if new or self._list is None:
-            self._bind(sorted(new | self._known.keys()))
-        assert self._list is not None
-        calls = self._code[: len(turns)]
-        for call, t in zip(calls, turns, strict=True):
-            call[:] = self._known[live.rows[t]]
-            call[2] = t
-        self._code[len(turns), 0] = RETURN
-        self._support.guarded(self._run, self._list.notes)
-
-    def _bind(self, counts: Sequence[int]) -> None:
-        made = self._list = LaunchList()
-        for rows in counts:
-            made.add([("call", rows, partial(self._make, rows), 0)])
-        while made.count <= self._steps:
-            made.add([("return",)])
-        made.finish()
-        self._code, arguments, movers = made.tables(self._support.threads)
-        self._known = {
-            rows: row.tolist()
-            for rows, row in zip(counts, self._code, strict=False) if row[0] == CALL
-        }  # fmt: skip
-        self._run = self._memory.sequence(self._code, arguments, movers)
 
 
 def _calls(make: Callable[[int], Entries], cut: Any) -> list[Any]:

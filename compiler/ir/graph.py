@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from retrograde.compiler.ir import dims
@@ -38,7 +39,7 @@ class TensorType:
     @property
     def size(self) -> Dim:
         """The number of elements."""
-        return dims.product(self.shape)
+        return _elements(self.shape)
 
     @property
     def bytes(self) -> Dim:
@@ -46,6 +47,11 @@ class TensorType:
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@lru_cache(maxsize=1 << 14)
+def _elements(shape: tuple[Dim, ...]) -> Dim:
+    return dims.product(shape)
 
 
 def same_type(a: TensorType, b: TensorType) -> bool:
@@ -116,7 +122,7 @@ class Node:
     @property
     def place(self) -> str:
         """`model.py:12 @ scope`, for messages and comments."""
-        return " @ ".join(part for part in (str(self.loc) if self.loc else "", self.scope) if part)
+        return _place(self.loc, self.scope)
 
     def with_inputs(self, inputs: Iterable[Value]) -> Node:
         """The same node reading other values (its outputs stay the same values)."""
@@ -132,6 +138,11 @@ class Node:
         for key, attr in self.attrs.items():
             if isinstance(attr, Graph):
                 yield key, attr
+
+
+@lru_cache(maxsize=1 << 12)
+def _place(loc: Loc | None, scope: str) -> str:
+    return " @ ".join(part for part in (str(loc) if loc else "", scope) if part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,8 +234,12 @@ class Graph:
         """The nodes that read each value, in order."""
         out: dict[Value, list[Node]] = {}
         for node in self.nodes:
-            for v in dict.fromkeys(node.inputs):
-                out.setdefault(v, []).append(node)
+            for v in node.inputs:
+                readers = out.get(v)
+                if readers is None:
+                    out[v] = [node]
+                elif readers[-1] is not node:
+                    readers.append(node)
         return out
 
     def values(self) -> Iterator[Value]:

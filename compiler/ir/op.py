@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from retrograde.compiler.errors import VerifyError
@@ -83,11 +84,16 @@ def elements_cost(
     inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Attrs
 ) -> Dim:
     """One operation per element of the largest operand or result (or a bound on it)."""
+    return _largest(tuple([t.size for t in (*outputs, *inputs)]))
+
+
+@lru_cache(maxsize=1 << 12)
+def _largest(sizes: tuple[Dim, ...]) -> Dim:
     largest: Dim = 0
-    for t in (*outputs, *inputs):
-        if dims.dominates(largest, t.size):
+    for size in sizes:
+        if dims.dominates(largest, size):
             continue
-        largest = t.size if dims.dominates(t.size, largest) else largest + t.size
+        largest = size if dims.dominates(size, largest) else largest + size
     return largest
 
 

@@ -94,6 +94,8 @@ def nested(node: Node) -> Iterator[Node]:
 
 def effects_of(node: Node) -> set[str]:
     """The channels that the node, or a node of its sub-graphs, acts on."""
+    if not node.op.has_regions:
+        return set() if node.op.effect is None else {node.op.effect}
     return {n.op.effect for n in nested(node) if n.op.effect is not None}
 
 

@@ -20,7 +20,7 @@ _NAMES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """An array that goes through memory: from a maker to a reader, or with `sibling` to two."""
 

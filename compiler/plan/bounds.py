@@ -25,7 +25,7 @@ Monomial = tuple[tuple[dims.Atom, int], ...]
 
 # Terms that may meet in one buffer, and numbers compared in all; beyond either, the orientation
 # itself is the only exact form.
-MOST_TERMS = 64
+MOST_TERMS = 128
 _MOST_COMPARED = 100_000_000
 
 

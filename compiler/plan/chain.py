@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.dims import Dim, same
+from retrograde.compiler.ir.dtypes import f32
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.passes.spaces import gathers
@@ -46,6 +47,8 @@ def with_chains(
     """The steps with chains among them, and the products that are in none with their readers.
     `state`: where new state is written, which steps around chains leave where it is.  At `sizes`
     (None: at any) a chain is made of large products, for what it touches lives as long as it."""
+    if sizes is not None and not any(_large(step, sizes) for step in steps):
+        return tuple(steps), tuple(_unchained(steps))
     out: list[Step] = []
     at = 0
     while at < len(steps):
@@ -137,12 +140,10 @@ class _Chain:
     def closed(self, sizes: Mapping[str, int] | None) -> tuple[list[Step], ChainStep] | None:
         """What goes before the chain, and the chain; None if there is none."""
         links = self._connected()
-        products = [link.results[0] for link in links if isinstance(link, MatmulStep)]
+        products = [link for link in links if isinstance(link, MatmulStep)]
         if not products:
             return None
-        if sizes is not None and max(
-            dims.evaluate(dims.product(v.shape), sizes) * v.dtype.bytes for v in products
-        ) < LARGE:
+        if sizes is not None and not any(_large(link, sizes) for link in products):
             return None
         last = self.steps.index(links[-1])
         before = [step for step in self.steps[:last] if step not in links]
@@ -160,6 +161,14 @@ class _Chain:
                     kept |= {link, maker[v.storage]}
             maker.update((v.storage, link) for v in writes(link))
         return [link for link in self.links if link in kept]
+
+
+def _large(step: Step, sizes: Mapping[str, int]) -> bool:
+    """Whether a step is a product that a chain is made for."""
+    if not isinstance(step, MatmulStep):
+        return False
+    (out,) = step.results
+    return dims.evaluate(dims.product(out.shape), sizes) * out.dtype.bytes >= LARGE
 
 
 def _accesses(step: Link, rows: Dim) -> list[tuple[Storage, Dim | None]] | None:
@@ -216,16 +225,27 @@ def pitch(view: View, rows: Dim, space: Sequence[Dim] | None = None) -> Dim | No
     if isinstance(view, Turn):
         return None
     shape = view.shape if space is None else tuple(space)
+    step = _pitch(view.shape, view.strides, view.offset, rows, shape)
+    return None if step is None else step * view.dtype.bytes
+
+
+_NOWHERE = Storage(-1, 0, "value")
+
+
+@lru_cache(maxsize=1 << 12)
+def _pitch(
+    own: tuple[Dim, ...], strides: tuple[Dim, ...], offset: Dim, rows: Dim, shape: tuple[Dim, ...]
+) -> Dim | None:
+    """The elements between rows, of any view with these extents: layers have the same ones."""
     count = _leading(shape, rows)
     if count is None:
         return None
-    seen = view.broadcast(shape)
+    seen = View(_NOWHERE, f32, own, strides, offset).broadcast(shape)
     lead = seen.seen(shape[:count], seen.strides[:count]).reshaped((rows,))
     if lead is None or same(lead.strides[0], 0):
         return None
     step = lead.strides[0]
-    fits = _fits(seen.seen(shape[count:], seen.strides[count:]), step)
-    return step * view.dtype.bytes if fits else None
+    return step if _fits(seen.seen(shape[count:], seen.strides[count:]), step) else None
 
 
 def _fits(row: View, step: Dim) -> bool:

@@ -15,7 +15,7 @@ from retrograde.compiler.ir.dtypes import DType, f32
 from retrograde.compiler.ir.graph import Graph, Node, Value, same_shape
 from retrograde.compiler.ir.registry import Kind
 from retrograde.compiler.passes.spaces import gathers_rows, sums_rows
-from retrograde.compiler.plan.steps import FusedStep, Statement, Tile
+from retrograde.compiler.plan.steps import FusedStep, Statement, Tile, tile
 from retrograde.compiler.plan.sweeps import may_be_far, sweeps_of
 from retrograde.compiler.plan.views import ALIGNMENT, Operand, View, scratch
 
@@ -31,7 +31,7 @@ def lower_fused(
     body: Graph = node.attrs["body"]
     shape: tuple[Dim, ...] = node.attrs["shape"]
     homes, slots = _homes(body, shape)
-    tiles = {v: Tile("x", i) for i, v in enumerate(body.inputs)} | homes
+    tiles = {v: tile("x", i) for i, v in enumerate(body.inputs)} | homes
     statements = tuple(
         Statement(n, tuple(tiles[v] for v in n.inputs), tiles[n.output]) for n in body.nodes
     )
@@ -58,9 +58,9 @@ def lower_rows(
     memory of its own.  Each slice of `ROWS` rows has one for each sum over all rows."""
     body: Graph = node.attrs["body"]
     shape: tuple[Dim, ...] = node.attrs["shape"]
-    tiles = {v: Tile("x", i) for i, v in enumerate(body.inputs)}
-    tiles |= {n.output: Tile("t", i) for i, n in enumerate(body.nodes)}
-    tiles |= {v: Tile("y", j) for j, v in enumerate(body.outputs)}
+    tiles = {v: tile("x", i) for i, v in enumerate(body.inputs)}
+    tiles |= {n.output: tile("t", i) for i, n in enumerate(body.nodes)}
+    tiles |= {v: tile("y", j) for j, v in enumerate(body.outputs)}
     statements = tuple(
         Statement(n, tuple(tiles[v] for v in n.inputs), tiles[n.output]) for n in body.nodes
     )
@@ -121,7 +121,7 @@ def _homes(body: Graph, shape: tuple[Dim, ...]) -> tuple[dict[Value, Tile], list
     homes: dict[Value, Tile] = {}
     for j, v in enumerate(body.outputs):
         for member in chains[v]:
-            homes[member] = Tile("y", j)
+            homes[member] = tile("y", j)
 
     slots: list[_Slot] = []
     free_after: list[int] = []  # the statement after which each slot is free
@@ -140,7 +140,7 @@ def _homes(body: Graph, shape: tuple[Dim, ...]) -> tuple[dict[Value, Tile], list
             free_after.append(-1)
         free_after[k] = end
         for member in chain:
-            homes[member] = Tile("t", k)
+            homes[member] = tile("t", k)
     return homes, slots
 
 
@@ -186,11 +186,11 @@ def _may_take_over(n: Node, inputs: set[Value], outputs: set[Value]) -> bool:
 
 def first_write(step: FusedStep, result: int) -> int:
     """The first statement that writes the tile of a result."""
-    tile = Tile("y", result)
-    return next(i for i, s in enumerate(step.statements) if s.result == tile)
+    wanted = tile("y", result)
+    return next(i for i, s in enumerate(step.statements) if s.result == wanted)
 
 
 def last_read(step: FusedStep, operand: int) -> int:
     """The last statement that reads the tile of an operand, -1 if none does."""
-    tile = Tile("x", operand)
-    return max((i for i, s in enumerate(step.statements) if tile in s.operands), default=-1)
+    wanted = tile("x", operand)
+    return max((i for i, s in enumerate(step.statements) if wanted in s.operands), default=-1)

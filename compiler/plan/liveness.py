@@ -30,7 +30,7 @@ from retrograde.compiler.plan.steps import (
 from retrograde.compiler.plan.views import Operand, Storage, View, new_view
 
 
-@dataclass
+@dataclass(slots=True)
 class Life:
     """First write and last access of a storage, in steps; both inclusive."""
 
@@ -121,8 +121,13 @@ def _lifetimes(schedule: Schedule) -> tuple[dict[Storage, Life], int]:
 
     def touch(view: Operand, at: int) -> None:
         if isinstance(view, View):
-            life = lives.setdefault(view.storage, Life(at, at))
-            life.first, life.last = min(life.first, at), max(life.last, at)
+            life = lives.get(view.storage)
+            if life is None:
+                lives[view.storage] = Life(at, at)
+            elif at < life.first:
+                life.first = at
+            elif at > life.last:
+                life.last = at
 
     for view in schedule.inputs:
         touch(view, 0)
@@ -133,7 +138,8 @@ def _lifetimes(schedule: Schedule) -> tuple[dict[Storage, Life], int]:
             continue  # its links tell; `_keep_apart` follows when places have been taken over
         for view in (*reads(step), *writes(step)):
             touch(view, position)
-            touch(view, end)  # what a loop uses from outside stays while it turns
+            if end != position:
+                touch(view, end)  # what a loop uses from outside stays while it turns
         if isinstance(step, LoopStep):
             for _, place in step.slices:
                 touch(place, position)  # written anew at every turn

@@ -105,6 +105,7 @@ class Lowering:
     blas: frozenset[str] = frozenset()  # dtypes; none in a sub-graph
     sizes: Mapping[str, int] | None = None  # that the plan is made for
     steps: list[Step] = field(default_factory=list)
+    packs: dict[Storage, list[PackStep]] = field(default_factory=dict)  # among them, by operand
     targets: dict[Value, View] = field(default_factory=dict)
     landed: set[Value] = field(default_factory=set)  # values that were written to their target
     checks: list[SizeCheck] = field(default_factory=list)
@@ -344,16 +345,20 @@ class Lowering:
     def _packed(self, matrix: View, node: Node) -> View:
         """The panels of the right operand of a product; of two products by one array they are made
         once, unless it is there all the time, as weights are: then panels would be, too."""
-        if matrix.storage.kind == "value":
-            for step in self.steps:
-                if isinstance(step, PackStep) and step.operand.equals(matrix):
-                    return step.result
+        of_value = matrix.storage.kind == "value"
+        for step in self.packs.get(matrix.storage, ()) if of_value else ():
+            if step.operand.equals(matrix):
+                return step.result
         k, n = matrix.shape[-2:]
         elements = dims.product(matrix.shape[:-2]) * k * dims.align(n, PANEL)
         dtype = f32 if matrix.dtype.bytes == 2 else matrix.dtype
         panels = scratch(elements, dtype, node.place)
-        self.steps.append(PackStep(node, matrix, panels))
+        self._packing(PackStep(node, matrix, panels))
         return panels
+
+    def _packing(self, step: PackStep) -> None:
+        self.steps.append(step)
+        self.packs.setdefault(step.operand.storage, []).append(step)
 
     def hoisted(self, inner: Lowering, captured: Sequence[View]) -> list[View]:
         """Packs before a loop, once, what each of its turns would: the panels."""
@@ -366,7 +371,8 @@ class Lowering:
             and not isinstance(step.operand, Turn)
         ]  # fmt: skip
         inner.steps = [step for step in inner.steps if step not in fixed]
-        self.steps.extend(fixed)
+        for step in fixed:
+            self._packing(step)
         return [step.result for step in fixed]
 
     def carried(self, outputs: Sequence[Value], homes: Sequence[View], node: Node) -> list[Operand]:

@@ -16,7 +16,6 @@ from retrograde.compiler.passes.remat import Remat
 from retrograde.compiler.plan.dag import Dag, replay
 from retrograde.compiler.plan.frontier import frontier
 from retrograde.compiler.plan.save_sets import keeping, least
-from retrograde.compiler.plan.schedule import Order
 from retrograde.compiler.plan.units import Units, find_units
 
 MOST, FEWEST = 8, 3  # recipes of one rung beside the first
@@ -36,12 +35,12 @@ class Again:
 
 
 class Recomputing:
-    """The ways to run `graph`, whose steps are `grouped` as it is."""
+    """The ways to run `graph`, whose steps are those of `ordered` as it is."""
 
     def __init__(
-        self, graph: Graph, grouped: Graph, sizes: Mapping[str, int], native: bool
+        self, graph: Graph, ordered: Graph, sizes: Mapping[str, int], native: bool
     ) -> None:
-        self.units = find_units(graph, Order(sizes)(grouped), sizes, native)
+        self.units = find_units(graph, ordered, sizes, native)
         self.dag = _dag(self.units)
 
     def usual(self) -> Again | None:

@@ -300,6 +300,8 @@ class _Turn:
 
     def _step(self, step: Step) -> Step:
         if isinstance(step, LoopStep):
+            if step.mask is not None:
+                raise _Crossing  # whose mask is of all rows
             return replace(
                 step,
                 carries=tuple(map(self._copy, step.carries)),

@@ -1,8 +1,10 @@
 """The order of a graph's nodes: Graph -> Graph with its nodes permuted.
 
 Candidates are the order of the program and a greedy list schedule; a simulation of the live bytes
-at reference sizes picks the lower peak.  Invariant: data flow and effects keep their order; state
-is read before it is updated; nothing is updated before every check of the data has passed.
+at reference sizes picks the lower peak.  There, what grows memory is put off as long as it can be,
+if that helps where results are written in place of operands.  Invariant: data flow and effects
+keep their order; state is read before it is updated; nothing is updated before every check of the
+data has passed.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from dataclasses import dataclass, field
 
 from retrograde.compiler.errors import DataError
 from retrograde.compiler.ir import dims
-from retrograde.compiler.ir.graph import Graph, Node, Value
+from retrograde.compiler.ir.graph import Graph, Node, Value, same_type
 from retrograde.compiler.ops.region import effects_of
 
 _EXTREMES = frozenset({"max", "min", "argmax", "argmin"})  # there is none of no elements
+_WORTH = 0.99  # the share of a peak that an order has to be below, to be taken instead
 ALIASING = frozenset({"reshape", "transpose", "broadcast_to", "slice", "flip"})
 
 
@@ -38,7 +41,14 @@ class Order:
         else:
             model = _Memory(graph, self.sizes)
             candidates = [_topological(before), _greedy(graph, before, model, self.window)]
-            best = min(candidates, key=lambda order: model.peak(order))
+            best = min(candidates, key=model.peak)
+            late = _late(best, graph, before, model)
+            # What is written in place is a guess here: it takes more than a little to go by it.
+            if (
+                model.peak(late) <= model.peak(best)
+                and model.peak(late, True) < _WORTH * model.peak(best, True)
+            ):
+                best = late
         self.chosen.append(tuple(best))
         return graph.replace(nodes=tuple(graph.nodes[i] for i in best))
 
@@ -71,6 +81,7 @@ class _Memory:
         self.bytes: dict[Value, int] = {}
         self.makes: list[list[Value]] = []
         self.reads: list[list[Value]] = []
+        self.in_place = [n.op.inplace or n.op.name == "fused" for n in graph.nodes]
         readers: dict[Value, int] = {}
         updated = {graph.outputs[o] for o, _ in graph.aliases}  # written where state lies
         for node in graph.nodes:
@@ -84,19 +95,33 @@ class _Memory:
             self.reads.append([v for v in sources if v in self.bytes])
             for v in self.reads[-1]:
                 readers[v] = readers.get(v, 0) + 1
-        for v in graph.outputs:
-            r = root.get(v, v)
-            readers[r] = readers.get(r, 0) + 1
+        self.returned = [root.get(v, v) for v in graph.outputs]
+        for v in self.returned:
+            readers[v] = readers.get(v, 0) + 1
         self.readers = readers
 
-    def peak(self, order: Sequence[int]) -> int:
+    def peak(self, order: Sequence[int], in_place: bool = False) -> int:
+        """The most that lives at once; with `in_place` results lie where operands end."""
         left = dict(self.readers)
         live = peak = 0
         for i in order:
             live += sum(self.bytes[v] for v in self.makes[i])
-            peak = max(peak, live)
+            peak = max(peak, live - (self._taken_over(i, left) if in_place else 0))
             live -= self.release(i, left)
         return peak
+
+    def _taken_over(self, i: int, left: Mapping[Value, int]) -> int:
+        """Bytes that node `i` writes where something lies that it reads last."""
+        if not self.in_place[i]:
+            return 0
+        dying = [v.type for v in self.reads[i] if left[v] == 1 and self.bytes[v]]
+        found = 0
+        for v in self.makes[i]:
+            home = next((k for k, type in enumerate(dying) if same_type(type, v.type)), None)
+            if home is not None:
+                del dying[home]
+                found += self.bytes[v]
+        return found
 
     def release(self, i: int, left: dict[Value, int]) -> int:
         """Counts node `i`'s reads off `left`; the bytes that die with it."""
@@ -224,3 +249,27 @@ def _greedy(graph: Graph, before: Sequence[set[int]], memory: _Memory, window: i
             if waiting[r] == 0:
                 insort(ready, r)
     return out
+
+
+def _late(
+    order: Sequence[int], graph: Graph, before: Sequence[set[int]], memory: _Memory
+) -> list[int]:
+    """`order`, with each node moved to the first one that needs it, if what it makes is more than
+    what it reads last."""
+    after = _followers(before)
+    place = {i: at for at, i in enumerate(order)}
+    slots = dict(place)  # each goes right ahead of the node that had this place
+    # By value: the slot of its last reader, of those seen so far.
+    ends = dict.fromkeys(memory.returned, len(order))
+    for i in reversed(order):
+        moves = graph.nodes[i].op.name in ALIASING
+        made = sum(memory.bytes[v] for v in memory.makes[i])
+        if after[i] and (made or moves):
+            slot = min(slots[k] for k in after[i])
+            longer = sum(memory.bytes[v] for v in memory.reads[i] if ends.get(v, -1) < slot)
+            if made > longer or moves:
+                slots[i] = slot
+        if not moves:
+            for v in memory.reads[i]:
+                ends[v] = max(ends.get(v, -1), slots[i])
+    return sorted(order, key=lambda i: (slots[i], place[i]))

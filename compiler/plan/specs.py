@@ -8,7 +8,7 @@ from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import TensorType
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Port:
     """An input or output: its name and type; donated inputs are state and stay in the arena."""
 
@@ -17,7 +17,7 @@ class Port:
     donated: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BufferSpec:
     """One buffer: lifetime in steps, half-open, and size in bytes."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.dims_poly import of_atom
@@ -58,7 +59,7 @@ class PackStep:
     result: View
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tile:
     """A variable of a fused step: the tile of operand, result or scratch `index`."""
 
@@ -69,7 +70,10 @@ class Tile:
         return f"{self.role}{self.index}"
 
 
-@dataclass(frozen=True, eq=False)
+tile = lru_cache(maxsize=1 << 10)(Tile)  # schedules are kept, and most of them name the same tiles
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Statement:
     """One op of a fused step, on tiles."""
 

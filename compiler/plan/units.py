@@ -73,6 +73,7 @@ def find_units(graph: Graph, ordered: Graph, sizes: Mapping[str, int], native: b
         if v in homes:
             returned.append(homes[v])
     state = {graph.outputs[o] for o, _ in graph.aliases}
+    fixed = tuple(_fixed(u, native) for u in units)
     return Units(
         tuple(units),
         tuple(reads),
@@ -82,8 +83,8 @@ def find_units(graph: Graph, ordered: Graph, sizes: Mapping[str, int], native: b
         ),
         tuple(_cost(u, sizes) for u in units),
         (0,) * len(units),
-        tuple(_fixed(u, native) for u in units),
-        tuple(_light(u, native) for u in units),
+        fixed,
+        tuple(not held and _light(u) for u, held in zip(units, fixed, strict=True)),
         tuple(_later(u) for u in units),
         tuple(dict.fromkeys(returned)),
         tuple(_kind(u) for u in units),
@@ -128,10 +129,11 @@ def _fixed(unit: Unit, native: bool) -> bool:
     )
 
 
-def _light(unit: Unit, native: bool) -> bool:
-    nodes = [n for n in unit.nodes if n.op.name not in _FREE]
-    return not _fixed(unit, native) and all(
-        n.op.kind in (Kind.ELEMENTWISE, Kind.REDUCE, Kind.CREATE) for n in nodes
+def _light(unit: Unit) -> bool:
+    return all(
+        n.op.kind in (Kind.ELEMENTWISE, Kind.REDUCE, Kind.CREATE)
+        for n in unit.nodes
+        if n.op.name not in _FREE
     )
 
 

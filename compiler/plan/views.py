@@ -21,7 +21,7 @@ from retrograde.compiler.ir.graph import TensorType, same_shape
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Storage:
     """A piece of the arena.  Kinds: state, input, value, scratch."""
 
@@ -32,7 +32,7 @@ class Storage:
     place: str = ""  # the source line that it is for
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class View:
     """A strided window of a storage."""
 
@@ -106,7 +106,7 @@ class View:
         return None if strides is None else self.seen(tuple(shape), strides)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Turn(View):
     """What one turn of a loop has of an array: `stacked` at the number of the turn.
 
@@ -117,7 +117,7 @@ class Turn(View):
     loop: object = None
 
     def equals(self, other: Operand) -> bool:
-        return isinstance(other, Turn) and self.loop is other.loop and super().equals(other)
+        return isinstance(other, Turn) and self.loop is other.loop and View.equals(self, other)
 
 
 def turn_of(stacked: View, loop: object) -> Turn:

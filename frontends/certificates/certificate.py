@@ -45,7 +45,8 @@ class Fault:
 class Certificate:
     """All comparisons that were made of a program, and what is at fault if any failed.
 
-    `proofs` is for what is shown without numbers; nothing is, so far."""
+    `proofs` is what is shown without numbers, of what the outputs see along time; `leaks` what they
+    see beyond that, though nobody claimed that they do not."""
 
     name: str
     compared: tuple[Compared, ...]
@@ -53,6 +54,7 @@ class Certificate:
     directions: int
     departures: tuple[str, ...] = ()
     proofs: tuple[str, ...] = ()
+    leaks: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -83,6 +85,8 @@ class Certificate:
             lines.append(f"  at {'; '.join(s for s in sizes if s)}")
         for kind, title in _TITLES.items():
             lines += self._table(kind, title)
+        lines += [f"  proven: {text}" for text in self.proofs]
+        lines += [f"  {text}" for text in self.leaks]
         lines += [f"  departs: {text}" for text in self.departures]
         lines += [f"  at fault: {fault}" for fault in self.faults]
         return "\n".join(lines)

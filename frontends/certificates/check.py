@@ -28,6 +28,7 @@ from retrograde.certificates.programs import (
     plan_sizes,
 )
 from retrograde.certificates.subject import Point, Subject, points
+from retrograde.certificates.visibility import visibility
 from retrograde.compiler.errors import DataError, ShapeError
 from retrograde.compiler.ir.graph import Graph
 from retrograde.compiler.ir.location import where
@@ -50,10 +51,12 @@ def certificate(
     trust: bool,
     seed: int,
     recipes: bool = True,
+    claims: Sequence[str] = (),
 ) -> Certificate:
     """Everything compared; see `Explained.certify`."""
     if directions < 1:
         raise DataError(f"{where()}directions={directions}: give at least one")
+    seen = visibility(subject.graph, (claims,) if isinstance(claims, str) else claims)
     symbols = subject.graph.symbols()
     at = [subject.sizes] if subject.examples is not None else sizes or rounds(symbols)
     for given in at:
@@ -75,8 +78,8 @@ def certificate(
         work.plans(made)
         work.runs(made)
     return Certificate(
-        subject.graph.name, tuple(work.compared), tuple(work.faults), directions,
-        tuple(map(str, work.departures)),
+        subject.graph.name, tuple(work.compared), (*seen.faults, *work.faults), directions,
+        tuple(map(str, work.departures)), seen.proofs, seen.leaks,
     )  # fmt: skip
 
 

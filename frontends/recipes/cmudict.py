@@ -8,7 +8,6 @@ the ways that the dictionary lists.
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ import numpy as np
 
 import retrograde as rg
 import retrograde.numpy as rnp
+from retrograde import nn
 from retrograde.cli.recipe import Settings, Training, settings_of
 from retrograde.cli.settings import Setting
 from retrograde.compiler.errors import DataError
 from retrograde.metrics import edit_distance
-from retrograde.recipes import beam, task
+from retrograde.recipes import task
 from retrograde.recipes.tagging import within
 from retrograde.recipes.task import Array, Evaluation, Saved, Task, Totals
 from retrograde.runtime.data.padded import Buckets
@@ -195,50 +195,41 @@ def specs_of() -> dict[str, Any]:
     }
 
 
+class Saying(nn.Module):
+    """The model as what is generated from takes it: the tokens first."""
+
+    model: Any
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, tokens: Any, source: Any, source_lengths: Any) -> Any:
+        return self.model(source, tokens, source_lengths)
+
+
 def said(saved: Saved, words: Sequence[str], beams: int) -> list[Way]:
     """The phonemes of each word."""
     letters, phonemes = _vocabularies(saved.noted)
-    model = saved.model.eval()
-    encode = rg.compile(
-        lambda model, source, lengths: model.encode(source, lengths),
-        model,
-        rg.spec("i32", "B", "S"),
-        rg.spec("i32", "B"),
-        at={"B": _TOGETHER, "S": 12},
-    )
-    decode: Any = None
+    longest = max(map(len, words))
     found: list[Way] = []
     for start in range(0, len(words), _TOGETHER):
         some = [letters.encode(word) for word in words[start : start + _TOGETHER]]
-        lengths = np.array([len(row) for row in some], np.int32)
-        source = np.zeros((len(some), int(lengths.max())), np.int32)
+        source = np.zeros((len(some), longest), np.int32)
         for row, word in zip(source, some, strict=True):
             row[: len(word)] = word
-        memory = np.repeat(encode(model, source, lengths), beams, axis=0)
-        each = np.repeat(lengths, beams)
-        if decode is None:
-            decode = rg.compile(
-                lambda model, tokens, memory, lengths: model.decode(tokens, memory, lengths)[:, -1],
-                model,
-                rg.spec("i32", "B", "T"),
-                rg.spec("f32", "B", "S", memory.shape[-1]),
-                rg.spec("i32", "B"),
-                at={"B": _TOGETHER * beams, "S": 12, "T": 12},
-            )
-        rows = beam.search(
-            functools.partial(_following, decode, model, memory, each),
-            len(some),
-            end=0,
-            most=2 * source.shape[1] + 4,
+        rows = rg.generate(
+            Saying(saved.model),
+            [[0]] * len(some),  # the end of what was before
+            2 * longest + 4,
+            temperature=0.0,
             beams=beams,
+            stop=0,
+            backend=saved.settings["backend"],
+            source=source,
+            source_lengths=np.array([len(row) for row in some], np.int32),
         )
         found.extend(tuple(phonemes.decode(row)) for row in rows)
     return found
-
-
-def _following(decode: Any, model: Any, memory: Array, lengths: Array, tokens: Array) -> Array:
-    """Log probabilities of the phoneme after `tokens`."""
-    return beam.log_softmax(decode(model, tokens, memory, lengths))
 
 
 def _vocabularies(noted: Mapping[str, Any]) -> tuple[Words, Words]:

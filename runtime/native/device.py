@@ -15,19 +15,24 @@ import numpy as np
 import numpy.typing as npt
 
 from retrograde.compiler.program import KernelFile
+from retrograde.runtime.native import ahead
 from retrograde.runtime.native import blas as libraries
-from retrograde.runtime.native.pool import Fault, Pool, pool, table, thread_count
+from retrograde.runtime.native.pool import Fault, Pool, check_count, pool, table, thread_count
+from retrograde.runtime.native.pool import source as pool_source
 from retrograde.runtime.native.toolchain import (
     Toolchain,
     find_toolchain,
     is_provided,
     load,
+    needed,
     shared_library,
 )
 from retrograde.runtime.numpy_device import NumpyArena, NumpyDevice
 from retrograde.runtime.protocol import Bound
 
 Table = npt.NDArray[np.int64]
+
+NAME = "kernels"  # of files with the kernels of programs
 
 
 class NativeArena(NumpyArena):
@@ -111,11 +116,15 @@ class NativeDevice(NumpyDevice):
         self, threads: int | None = None, blas: tuple[str, ...] | None = None
     ) -> None:
         self.blas = libraries.dtypes() if blas is None else blas
-        self._pool = pool(threads)
-        self.threads = self._pool.threads
+        self.threads = thread_count() if threads is None else threads
+        check_count(self.threads)
+        ahead.begin([("pool", pool_source())], None if is_provided(pool_source()) else needed())
 
     def allocate(self, bytes: int) -> NativeArena:
         return NativeArena(bytes)
+
+    def expect(self, kernels: Sequence[KernelFile]) -> None:
+        ahead.begin([(NAME, file.code) for file in kernels], _toolchain(kernels))
 
     def load(self, source: str, file: str, kernels: Sequence[KernelFile]) -> Callable[..., Bound]:
         with ThreadPoolExecutor(1) as beside:  # the C compiler works while Python's does
@@ -123,8 +132,10 @@ class NativeDevice(NumpyDevice):
             bind = super().load(source, file, kernels)
             library = Library(kernels, compiled.result())
 
+        threads = pool(self.threads)
+
         def bound(arena: NativeArena, *arguments: Any) -> Bound:
-            return bind(NativeMemory(arena, library, self._pool), *arguments)
+            return bind(NativeMemory(arena, library, threads), *arguments)
 
         return bound
 
@@ -139,7 +150,7 @@ def _compiled(
     """The libraries of the C files, compiled as many at a time as there are processors."""
 
     def made(file: KernelFile) -> ctypes.CDLL:
-        return load(shared_library(file.code, toolchain, name="kernels"))
+        return load(shared_library(file.code, toolchain, name=NAME))
 
     if len(kernels) < 2:
         return list(map(made, kernels))

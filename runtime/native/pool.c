@@ -48,8 +48,12 @@ enum {
     RG_CALL,   /* target, start, first mover, movers */
     RG_RETURN, /* (outside of a call: the end of the list) */
     RG_COPY,   /* arguments of destination, source and number of bytes, barrier */
-    RG_CHAIN   /* blocks, links, barrier; the links are the LAUNCHes behind it, all of them run on
+    RG_CHAIN,  /* blocks, links, barrier; the links are the LAUNCHes behind it, all of them run on
                 * one block after the other: block b has the items from b * grain on of each */
+    RG_TURNS,  /* count, direction, argument with the address of a number (i64) for each turn, CASEs
+                * behind it, index of its END: a loop whose turn t runs the case of number t, the
+                * last one where there is none; a barrier follows the last turn */
+    RG_CASE    /* target, first mover, movers */
 };
 
 enum { RG_SHARED, RG_OWN, RG_FIRST }; /* spread: shares of all, one's own items, thread 0 alone */
@@ -287,6 +291,13 @@ static inline void rg_move(i64 *args, const rg_mover *mover, i64 count, i64 turn
             (i64)((u64)args[mover[i].argument] + (u64)turns * (u64)mover[i].stride);
 }
 
+/* The CASE of a turn of the TURNS at index i. */
+static inline i64 rg_case(const i64 *turns, i64 i, const i64 *args, i64 turn)
+{
+    i64 number = ((const volatile i64 *)(uintptr_t)args[turns[2]])[turn];
+    return i + 1 + (number < 0 || number >= turns[3] ? turns[3] - 1 : number);
+}
+
 /* The list has to be sound (rg_check): nothing is checked here but the depth of calls. */
 static void rg_walk(rg_walker *w)
 {
@@ -296,8 +307,8 @@ static void rg_walk(rg_walker *w)
     const i64 n = pool->n, part = w->part, parts = w->parts;
     i64 *args = pool->work + part * pool->nargs;
     struct {
-        i64 index, turn;
-    } stack[RG_DEPTH]; /* the loops and calls we are in */
+        i64 index, turn, chosen;
+    } stack[RG_DEPTH]; /* the loops and calls we are in; of TURNS, the CASE at work */
     i64 depth = 0;
     for (i64 i = 0; i >= 0 && i < n;) {
         const i64 *x = code[i].x;
@@ -338,9 +349,43 @@ static void rg_walk(rg_walker *w)
             depth++;
             i++;
             break;
+        case RG_TURNS: {
+            if (x[0] <= 0) {
+                i = x[4] + 1;
+                break;
+            }
+            if (depth == RG_DEPTH)
+                goto deep;
+            i64 turn = x[1] < 0 ? x[0] - 1 : 0, chosen = rg_case(x, i, args, turn);
+            stack[depth].turn = turn;
+            stack[depth++].chosen = chosen;
+            rg_move(args, movers + code[chosen].x[1], code[chosen].x[2], turn);
+            i = code[chosen].x[0];
+            break;
+        }
+        case RG_CASE:
+            i = x[0];
+            break;
         case RG_END: {
             const i64 *loop = code[x[0]].x;
             i64 *turn = &stack[depth - 1].turn;
+            if (code[x[0]].op == RG_TURNS) {
+                i64 *chosen = &stack[depth - 1].chosen, next = *turn + (loop[1] < 0 ? -1 : 1);
+                rg_move(args, movers + code[*chosen].x[1], code[*chosen].x[2], -*turn);
+                if (next < 0 || next >= loop[0]) {
+                    /* Nobody goes on, to write the numbers anew, before all have read them. */
+                    if (rg_meet(w))
+                        goto out;
+                    depth--;
+                    i++;
+                    break;
+                }
+                *turn = next;
+                *chosen = rg_case(loop, x[0], args, next);
+                rg_move(args, movers + code[*chosen].x[1], code[*chosen].x[2], next);
+                i = code[*chosen].x[0];
+                break;
+            }
             if (loop[5] && rg_meet(w))
                 goto out;
             i64 step = loop[1] < 0 ? -1 : 1;
@@ -435,7 +480,7 @@ static int rg_within(i64 first, i64 count, i64 size)
 }
 
 /* 0 if a list is sound, else 1 + the index of an instruction that is not: unknown, out of range, a
- * LOOP without its END, a jump into or out of a loop, a call or a return inside of which loops would
+ * LOOP or TURNS without its END, a jump into or out of a loop, a call or a return inside of which loops would
  * be left open.  Then no walk reads or writes outside of the list and the tables.  -1: no memory. */
 i64 rg_check(const rg_code *code, i64 n, i64 kernels, const rg_mover *movers, i64 moved, i64 nargs)
 {
@@ -445,7 +490,7 @@ i64 rg_check(const rg_code *code, i64 n, i64 kernels, const rg_mover *movers, i6
     i64 loop = -1, i;
     for (i = 0; i < n; i++) {
         inside[i] = loop;
-        if (code[i].op == RG_LOOP)
+        if (code[i].op == RG_LOOP || code[i].op == RG_TURNS)
             loop = i;
         else if (code[i].op == RG_END) {
             if (loop < 0 || code[i].x[0] != loop || code[loop].x[4] != i)
@@ -473,6 +518,16 @@ i64 rg_check(const rg_code *code, i64 n, i64 kernels, const rg_mover *movers, i6
             break;
         case RG_LOOP:
             sound = rg_within(x[2], x[3], moved) && (x[1] == 1 || x[1] == -1);
+            break;
+        case RG_TURNS:
+            sound = rg_within(x[2], 1, nargs) && (x[1] == 1 || x[1] == -1) && x[3] > 0 &&
+                    rg_within(i + 1, x[3], x[4]);
+            for (i64 one = i + 1; sound && one <= i + x[3]; one++)
+                sound = code[one].op == RG_CASE;
+            break;
+        case RG_CASE:
+            sound = rg_within(x[0], 1, n) && inside[x[0]] == inside[i] && inside[i] >= 0 &&
+                    code[inside[i]].op == RG_TURNS && rg_within(x[1], x[2], moved);
             break;
         case RG_END:
             sound = 1;

@@ -41,6 +41,8 @@ class Code(IntEnum):
     RETURN = 6
     COPY = 7  # arguments with destination, source and number of bytes, barrier
     CHAIN = 8  # blocks, launches behind it (`grain` items of each are a block), barrier
+    TURNS = 9  # turns, direction, argument with the address of numbers, CASEs behind it, its END
+    CASE = 10  # of the turns with the number that it has behind its TURNS: target, movers as above
 
 
 class Spread(IntEnum):
@@ -79,10 +81,11 @@ class Pool:
     """
 
     def __init__(self, threads: int, spin: float = SPIN) -> None:
+        check_count(threads)
         self._library = _library()
         handle = self._library.rg_pool_create(threads, round(spin * 1e9))
         if not handle:
-            raise DeviceError(f"a pool has 1 to 1024 threads, not {threads}")
+            raise DeviceError("there is no memory for a pool of threads")
         self.threads = threads
         self._handle = ctypes.c_void_p(handle)
         end = weakref.finalize(self, self._library.rg_pool_destroy, self._handle)
@@ -158,6 +161,12 @@ def pool(threads: int | None = None) -> Pool:
     count = thread_count() if threads is None else threads
     # No lock, which a fork could leave taken: of two pools made at once one is dropped, unused.
     return _POOLS.get(count) or _POOLS.setdefault(count, Pool(count))
+
+
+def check_count(threads: int) -> None:
+    """Raises DeviceError for a number of threads that no pool has."""
+    if not 1 <= threads <= 1024:
+        raise DeviceError(f"a pool has 1 to 1024 threads, not {threads}")
 
 
 def share(items: int, grain: int, parts: int, part: int) -> tuple[int, int]:

@@ -91,13 +91,17 @@ def shared_library(source: str, toolchain: Toolchain | None, *, name: str) -> Pa
     given = _provided.get(source_digest(source)) if _provided else None
     if given is not None:
         return _given(given)
-    if toolchain is None:
-        toolchain = find_toolchain()
-    if toolchain is None:
-        raise DeviceError(f"there is no C compiler. {_ADVICE}; or use backend='numpy'")
-    compiler = toolchain
+    compiler = needed() if toolchain is None else toolchain
     stem = f"{_plain(name)}-{_key(source, compiler)}"
     return disk.fetch(stem, ".so", lambda scratch: _compile(source, compiler, scratch, stem))
+
+
+def needed() -> Toolchain:
+    """The compiler that works.  Raises DeviceError where there is none."""
+    toolchain = find_toolchain()
+    if toolchain is None:
+        raise DeviceError(f"there is no C compiler. {_ADVICE}; or use backend='numpy'")
+    return toolchain
 
 
 def provide(digest: str, library: bytes) -> None:

@@ -117,7 +117,7 @@ FAULTS: dict[str, Fault] = {
     "a live buffer used again": Fault(plants.short_lives, net, "memory plan"),
     "buffers on one another": Fault(plants.one_place, net, "placement"),
     "buffers that meet at other sizes": Fault(plants.lost_edge, net, "placement"),
-    "a result over what is read again": Fault(plants.in_any_place, make_square, "memory plan"),
+    "a result over what is read again": Fault(plants.in_any_place, net, "memory plan"),
     "an update before the last read": Fault(
         plants.early_updates, programs.make_mlp, "memory plan"
     ),

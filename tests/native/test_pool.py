@@ -281,7 +281,7 @@ def test_a_fault_in_a_chain_is_that_of_its_link(threads: Pool, built: Built) -> 
 
 # ---- loops, branches, calls ----
 
-LOG, VALUES, ONE = 0, (1, 2, 3, 4), 5  # places in the table of arguments
+LOG, VALUES, ONE, WHICH = 0, (1, 2, 3, 4), 5, 6  # places in the table of arguments
 
 
 @dataclass(frozen=True)
@@ -300,6 +300,18 @@ class Call:
     body: tuple[Any, ...]
 
 
+@dataclass
+class Turns:
+    """A loop whose turn t runs the case that NUMBERS[t] names."""
+
+    turns: int
+    direction: int
+    cases: tuple[tuple[tuple[tuple[int, int], ...], tuple[Any, ...]], ...]  # what moves, a body
+
+
+NUMBERS = np.array([1, 0, 7, -1, 1], np.int64)  # the last case where there is none of the number
+
+
 moved = st.lists(st.tuples(st.sampled_from(VALUES), st.integers(-50, 50)), max_size=4).map(tuple)
 
 
@@ -308,7 +320,9 @@ def bodies(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
         Loop, st.integers(0, 3), st.sampled_from([1, -1]), moved, st.booleans(), inner
     )
     calls = st.builds(Call, st.integers(-3, 9), moved, inner)
-    return st.lists(st.just("note") | loops | calls, max_size=3).map(tuple)
+    cases = st.lists(st.tuples(moved, inner), min_size=1, max_size=3).map(tuple)
+    turns = st.builds(Turns, st.integers(0, len(NUMBERS)), st.sampled_from([1, -1]), cases)
+    return st.lists(st.just("note") | loops | calls | turns, max_size=3).map(tuple)
 
 
 programs = st.recursive(bodies(st.just(("note",))), bodies, max_leaves=8)
@@ -328,6 +342,12 @@ def plain_walk(body: tuple[Any, ...], values: npt.NDArray[np.int64]) -> Iterator
             turns = range(step.turns)
             for turn in turns if step.direction > 0 else reversed(turns):
                 yield from plain_walk(step.body, by(step.moved, turn))
+        elif isinstance(step, Turns):
+            turns = range(step.turns)
+            for turn in turns if step.direction > 0 else reversed(turns):
+                last, number = len(step.cases) - 1, int(NUMBERS[turn])
+                moved, case = step.cases[number if 0 <= number <= last else last]
+                yield from plain_walk(case, by(moved, turn))
         elif isinstance(step, Call):
             yield from plain_walk(step.body, by(step.moved, step.start))
         else:
@@ -369,6 +389,20 @@ class Flat:
                 head = (step.turns, step.direction, *movers, end, int(step.barrier))
                 self.rows[at] = (Code.LOOP, *head)
                 self.rows.append((Code.END, at))
+            elif isinstance(step, Turns):
+                self.rows += [()] * (1 + len(step.cases))
+                ends = []
+                for i, (moved, case) in enumerate(step.cases):
+                    self.rows[at + 1 + i] = (Code.CASE, len(self.rows), *self._moved(moved))
+                    self._body(case)
+                    ends.append(len(self.rows))
+                    self.rows.append(())
+                end = len(self.rows)
+                for place in ends:
+                    self.rows[place] = (Code.JUMP, end)
+                cases = len(step.cases)
+                self.rows[at] = (Code.TURNS, step.turns, step.direction, WHICH, cases, end)
+                self.rows.append((Code.END, at))
             else:
                 self.rows.append(launch(NOTE, LOG, ONE, barrier=0, spread=Spread.OWN))
 
@@ -380,7 +414,10 @@ def test_loops_and_calls_move_arguments_as_a_plain_walk_does(
     values = [np.arange(4) * 100 + 1000 * part for part in range(threads.threads)]
     wanted = [list(plain_walk(program, row)) for row in values]
     logs = np.zeros((threads.threads, 1 + 4 * len(wanted[0]) + 4), np.int64)
-    rows = [[address(log), *row.tolist(), 1] for log, row in zip(logs, values, strict=True)]
+    rows = [
+        [address(log), *row.tolist(), 1, address(NUMBERS)]
+        for log, row in zip(logs, values, strict=True)
+    ]
     flat = Flat(program)
     run(threads, built, flat.rows, rows, flat.movers)
     for log, lines in zip(logs, wanted, strict=True):
@@ -438,6 +475,14 @@ def test_a_branch_inside_a_loop(threads: Pool, built: Built, taken: int) -> None
         ([(Code.LOOP, 2, 1, 0, 0, 2, 0), (Code.RETURN,), (Code.END, 0)], 1),
         ([(Code.CALL, 1, 0, 1, 1)], 0),
         ([(Code.TEST, 99, 0)], 0),
+        ([(Code.TURNS, 2, 1, 0, 1, 3), (Code.CASE, 3, 0, 0), (Code.END, 0)], 2),
+        ([(Code.TURNS, 2, 1, 99, 1, 2), (Code.CASE, 2, 0, 0), (Code.END, 0)], 0),
+        ([(Code.TURNS, 2, 1, 0, 0, 1), (Code.END, 0)], 0),
+        ([(Code.TURNS, 2, 1, 0, 2, 2), (Code.CASE, 2, 0, 0), (Code.END, 0)], 0),
+        ([(Code.TURNS, 2, 1, 0, 1, 2), launch(0, 0, 0), (Code.END, 0)], 0),
+        ([(Code.TURNS, 2, 1, 0, 1, 2), (Code.CASE, 3, 0, 0), (Code.END, 0)], 1),
+        ([(Code.TURNS, 2, 1, 0, 1, 2), (Code.CASE, 2, 1, 1), (Code.END, 0)], 1),
+        ([(Code.LOOP, 2, 1, 0, 0, 2, 0), (Code.CASE, 2, 0, 0), (Code.END, 0)], 1),
         ([(Code.COPY, 0, -1, 0, 0)], 0),
         ([(Code.CHAIN, 3, 1, 1)], 0),
         ([(Code.CHAIN, 3, 2, 1), launch(0, 0, 0), (Code.JUMP, 0)], 0),
@@ -585,6 +630,29 @@ def test_a_copy_ends_before_what_comes_after_its_barrier(threads: Pool, built: B
     arguments = [address(target), address(source), cells, 8 * cells]
     run(threads, built, rows, arguments)
     assert (source == 5000).all()
+
+
+def test_no_thread_writes_a_number_of_turns_before_all_have_read_it(
+    threads: Pool, built: Built
+) -> None:
+    """Else one would take the case of no launch, and leave its part of 40 undone."""
+    number, more = np.zeros(1, np.int64), np.ones(1, np.uint8)
+    counts, parts = np.zeros((2, 40), np.int64)
+    rows = [
+        (Code.LOOP, 2000, 1, 0, 0, 9, 0),
+        launch(REFILL, 0, 1, spread=Spread.FIRST),
+        (Code.TURNS, 1, 1, 0, 2, 7),
+        (Code.CASE, 6, 0, 0),
+        (Code.CASE, 5, 0, 0),
+        launch(COUNT, 3, 40, barrier=0),
+        (Code.JUMP, 7),
+        (Code.END, 2),
+        launch(DOWN, 0, 1, barrier=0),
+        (Code.END, 0),
+    ]
+    arguments = [address(number), address(more), 1, address(counts), address(parts)]
+    run(threads, built, rows, arguments)
+    assert (counts == 2000).all()
 
 
 def test_no_thread_writes_a_tested_byte_before_all_have_read_it(

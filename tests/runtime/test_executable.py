@@ -353,3 +353,18 @@ def test_cupy_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def _nested(name: str) -> Sequence[str]:
     parts = name.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def test_binding_beforehand_leaves_the_run_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With state, which is there from the first binding on, and in an arena that grows."""
+    run, seen = run_of(counter()), []
+    real = run.device.bind
+    monkeypatch.setattr(run.device, "bind", lambda *a: seen.append(a[1].bytes) or real(*a))
+    run.set_state([np.full((3, 4), 2.0)])
+    for b in (2, 500):
+        run.bind({"B": b})
+        run.bind({"B": b})
+    assert len(seen) == 2 and seen[1] > seen[0]
+    (old,) = run.run([np.zeros((500, 4))], {"B": 500})
+    assert len(seen) == 2 and old == 24.0
+    assert np.array_equal(run.state()[0], np.full((3, 4), 502.0))

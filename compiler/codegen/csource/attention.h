@@ -59,6 +59,22 @@ RG_INLINE f32 rg_at_number(i64 bits) {
     return x;
 }
 
+typedef struct {
+    i64 j, n, row, v0, v1; /* keys [j, j + n) in the rows from `row`, vectors [v0, v1) */
+} rg_at_strip;
+
+/* What a thread works in: its part of the scratch, and one array of it after the other. */
+RG_INLINE f32 *rg_at_take(f32 **from, i64 count) {
+    f32 *out = *from;
+    *from += (count + 15) / 16 * 16;
+    return out;
+}
+
+RG_INLINE f32 *rg_at_scratch(const struct rg_attention *p, i64 part) {
+    f32 *at = (f32 *)p->scratch + part * p->scratch_stride;
+    return (f32 *)(((uintptr_t)at + 63) & ~(uintptr_t)63);
+}
+
 /* --- vectors */
 
 #if RG_AT_W == 16

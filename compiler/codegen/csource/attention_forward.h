@@ -5,10 +5,6 @@
  * turn.  A round takes `block` keys: scores and their maxima, powers of two and their sums, then
  * the values are added up, scaled down when the maximum has grown (Milakov & Gimelshein 2018). */
 
-typedef struct {
-    i64 j, n, row, v0, v1; /* keys [j, j + n) in the rows from `row`, vectors [v0, v1) */
-} rg_at_strip;
-
 #define RG_AT_ROUND 1024 /* the most keys of a round */
 #define RG_AT_STRIPS (RG_AT_ROUND / RG_AT_STRIP + 1)
 
@@ -108,17 +104,6 @@ static void rg_at_drop(const rg_at_block *q, f32 *weights, const rg_at_strip *s)
 typedef struct {
     f32 *lanes, *sums, *scores, *top, *best, *total, *buffers;
 } rg_at_forward_scratch;
-
-RG_INLINE f32 *rg_at_take(f32 **from, i64 count) {
-    f32 *out = *from;
-    *from += (count + 15) / 16 * 16;
-    return out;
-}
-
-RG_INLINE f32 *rg_at_scratch(const struct rg_attention *p, i64 part) {
-    f32 *at = (f32 *)p->scratch + part * p->scratch_stride;
-    return (f32 *)(((uintptr_t)at + 63) & ~(uintptr_t)63);
-}
 
 /* Brings the strips of a round into out and sums. */
 static void rg_at_round(const rg_at_block *q, const rg_at_forward_scratch *s,

@@ -263,6 +263,17 @@ RG_INLINE i64 rg_gemm_block(i64 k) {
     return blocks <= 1 ? k : ((k + blocks - 1) / blocks + 7) / 8 * 8;
 }
 
+/* Where matrix q of a batch begins.  Of each of its axes, `wide` numbers: the extent, and the strides of
+ * several arrays; `which` is one of these. */
+RG_INLINE i64 rg_matrix_at(const i64 *axis, i64 axes, i64 wide, i64 which, i64 q) {
+    i64 at = 0;
+    for (i64 i = axes - 1; i >= 0; i--) {
+        at += q % axis[i * wide] * axis[i * wide + which];
+        q /= axis[i * wide];
+    }
+    return at;
+}
+
 /* Four rows of x, sn apart, each with neighbours in k -> four rows of out (two for f64). */
 RG_INLINE void rg_gemm_turn_f32(f32 *out, const f32 *x, i64 sn) {
     const rg_gx_f32 r0 = *(const rg_gy_f32 *)x, r1 = *(const rg_gy_f32 *)(x + sn);

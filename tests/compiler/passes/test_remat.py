@@ -80,7 +80,7 @@ def test_the_cut_keeps_products_and_not_what_follows_from_them() -> None:
 
 def test_ways_under_a_budget_fall_in_peak() -> None:
     traced = graph()
-    found = Recomputing(traced, Group(native=True)(traced), SIZES, True)
+    found = Recomputing(traced, Order(SIZES)(Group(native=True)(traced)), SIZES, True)
     peaks = [way.peak for way in found.under_budget(None)]
     assert peaks == sorted(peaks, reverse=True)
     for way in found.under_budget(None):

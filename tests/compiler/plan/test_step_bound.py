@@ -122,20 +122,27 @@ def least_peak(schedule: Any, sizes: dict[str, int]) -> int:
             after.append((max(peak, size(there | made)), there | keep))
             if not isinstance(step, (OpStep, FusedStep)):
                 continue
-            for new in step.results:
-                for old in reads(step):
-                    o, n = at_home(old.storage), at_home(new.storage)
-                    if o is n or not takes_over(step, old, new):
-                        continue
-                    gone = frozenset(p for p in there if p[0] is o)
-                    both = size(there | made) - dims.evaluate(n.bytes, sizes)
-                    after.append((max(peak, both), (there - gone) | keep))
+            for pairs in _takeovers(step, at_home):
+                taken = {o for o, _ in pairs}
+                gone = frozenset(p for p in there if p[0] in taken)
+                saved = sum(dims.evaluate(n.bytes, sizes) for _, n in pairs)
+                after.append((max(peak, size(there | made) - saved), (there - gone) | keep))
         for cost, state in after:
             if cost < best.get(state, cost + 1):
                 best[state] = cost
                 tick += 1
                 heapq.heappush(heap, (cost, tick, state))
     raise AssertionError("the steps do not lead to the outputs")
+
+
+def _takeovers(step: Any, at_home: Any) -> list[list[tuple[Any, Any]]]:
+    """All ways in which results take the places of operands: lists of (operand, result)."""
+    ways: list[list[tuple[Any, Any]]] = [[]]
+    for new in step.results:
+        n = at_home(new.storage)
+        olds = {at_home(old.storage) for old in reads(step) if takes_over(step, old, new)} - {n}
+        ways += [[*way, (o, n)] for way in ways for o in olds if all(o is not p for p, _ in way)]
+    return ways[1:]
 
 
 def _scratch(step: Any, storage: Any) -> bool:
