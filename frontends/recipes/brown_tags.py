@@ -21,7 +21,7 @@ class BrownTags(Tagging):
 
     name: str = "brown-tags"
     settings: tuple[Setting, ...] = tagging_settings(
-        steps=1200,
+        steps=700,
         time_limit=500.0,
         validate_every=100,
         threads=1,

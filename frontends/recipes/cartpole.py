@@ -142,9 +142,9 @@ class CartPole(Task):
             Setting("target", 500.0, float, "the return that is asked for"),
             *task.training_settings(1e-3, warmup=50, weight_decay=0.05, dropout=0.1),
         ),
-        steps=1500,
+        steps=600,
         time_limit=500.0,
-        validate_every=300,
+        validate_every=200,
         threads=1,
     )
 

@@ -73,7 +73,7 @@ class CMUdict(Task):
             Setting("test_words", 2000, int, "words of the test part that are evaluated"),
             *task.training_settings(4e-3, warmup=100, weight_decay=0.01, dropout=0.1),
         ),
-        steps=4000,
+        steps=3000,
         time_limit=560.0,
         validate_every=500,
         threads=1,
