@@ -215,7 +215,7 @@ def training_settings(learning_rate: float, **more: Any) -> tuple[Setting, ...]:
 
 
 def adamw(settings: Settings) -> Any:
-    """The optimizer of these recipes; vectors do not decay."""
+    """The optimizer of these recipes."""
     return rg.optim.AdamW(
         schedule(settings), betas=(0.9, 0.98), weight_decay=settings["weight_decay"]
     )
