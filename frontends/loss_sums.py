@@ -40,8 +40,8 @@ def totals(
     """The sum and the count of `values`; `weights`, of their shape, count in place of ones, and
     are in the values already."""
     if per == "token":
-        count = _count(values, kept) if weights is None else rnp.sum(weighed(weights, kept))
-        return rnp.sum(weighed(values, kept)), count
+        total = rnp.sum(weighed(values, kept))
+        return total, _count(values, kept) if weights is None else rnp.sum(weighed(weights, kept))
     if values.ndim < 1:
         raise ShapeError(f"{where()}per={per!r} takes rows: what is compared is a single number")
     rows = values.shape[0]

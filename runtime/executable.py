@@ -169,7 +169,7 @@ class Executable:
             self._load(choice.index), arena, offsets, bytes, *values
         )
         if arena is not self._arena:  # nothing is given up before the new binding stands
-            if self._arena is not None:
+            if self._arena is not None and self._held is None:  # else state comes from there
                 self.device.copy_arena(self._arena, arena, state)
             self._bound.clear()
             self._arena = arena

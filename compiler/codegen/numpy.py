@@ -210,7 +210,8 @@ class Printer:
         lowering = _LOWERINGS.get(op.name)
         if lowering is not None:
             arguments = [*operands, *results]
-            return [f"rt.{lowering}({', '.join([*arguments, *self.spell.keywords(attrs)])})"]
+            told = {k: x for k, x in attrs.items() if k != "within"}  # which the plan alone reads
+            return [f"rt.{lowering}({', '.join([*arguments, *self.spell.keywords(told)])})"]
         # Evaluated by the op's reference; the results are copied into the arena.
         evaluate = self.bind("f", f"rt.evaluator({op.name!r}, {self.spell.mapping(attrs)})")
         return [f"rt.store([{', '.join(results)}], {evaluate}({', '.join(operands)}))"]

@@ -61,19 +61,23 @@ def _is_internal(filename: str) -> bool:
     return known
 
 
-def caller() -> Loc | None:
-    """The innermost frame that is not part of Retrograde, or None."""
+def caller(outside: str = "") -> Loc | None:
+    """The innermost frame that is not part of Retrograde, nor of the folder `outside`, or None."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if not _is_internal(frame.f_code.co_filename):
+        file = frame.f_code.co_filename
+        passed = bool(outside) and os.path.abspath(file).startswith(outside)
+        if not passed and not _is_internal(file):
             return Loc(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return None
 
 
-def where(loc: Loc | None = None) -> str:
-    """A message prefix such as `model.py:12: ` for `loc`, or for the calling user's line."""
-    found = loc or caller()
+def where(loc: Loc | None = None, outside: str = "") -> str:
+    """A message prefix such as `model.py:12: ` for `loc`, or for the calling user's line.
+
+    `outside` is a folder whose frames are not taken for the user's, in this message."""
+    found = loc or caller(outside)
     return f"{found.full}: " if found else ""
 
 

@@ -2,8 +2,9 @@
 
 `axes` are distinct rising axes of operand 0 and each has one index array, all of one shape: the
 result of `gather` (and the updates of a scatter) has that shape followed by the axes that are left.
-Negative indices count from the end, unless `wrap` is false.  Invariant: an index out of range is a
-DataError that names it and the size, never a read or write elsewhere.
+Negative indices count from the end, unless `wrap` is false.  A pass that makes indices which are in
+range says so by an attribute `within`: then nothing has to wait for the check.  Invariant: an index
+out of range is a DataError that names it and the size, never a read or write elsewhere.
 """
 
 from __future__ import annotations

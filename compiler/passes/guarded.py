@@ -16,7 +16,7 @@ from typing import Any
 from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Node, Value
-from retrograde.compiler.passes.guards import ALWAYS, INF, NEVER, Guard, Pair, band, pair_of
+from retrograde.compiler.passes.guards import ALWAYS, INF, NEVER, Guard, Pair, Step, band, pair_of
 from retrograde.compiler.passes.time_axes import Labels, TimeAxes, aligned
 
 CLOSED = -1e9  # a score of at most that is closed
@@ -153,14 +153,50 @@ class Facts:
         return labels, shift
 
     def _window(self, node: Node, out: Value) -> None:
-        """Zeros around what may be nonzero somewhere only."""
-        if node.op.name != "pad" or node.attrs["value"] != 0:
+        """Something around what is known: zeros, or places that there are not."""
+        if node.op.name == "concatenate":
+            self._joined(node, out)
+        if node.op.name != "pad":
             return
-        x = node.inputs[0]
-        low = node.attrs["low"]
-        if x in self.nonzero and all(isinstance(n, int) for n in low):
-            plain = {a: a for a, gap in enumerate(node.attrs["interior"]) if gap == 0}
-            self.nonzero[out] = self.nonzero[x].moved(plain, {a: -n for a, n in enumerate(low)})
+        x, low = node.inputs[0], node.attrs["low"]
+        if not all(isinstance(n, int) for n in low) or any(node.attrs["interior"]):
+            return
+        plain, shift = {a: a for a in range(x.type.ndim)}, {a: -n for a, n in enumerate(low)}
+        if x in self.nonzero and node.attrs["value"] == 0:
+            self.nonzero[out] = self.nonzero[x].moved(plain, shift)
+        if x in self.moved and self.moved[x].root is self.segments:
+            old = self.moved[x]
+            more = {a: old.shift.get(a, 0) + shift[i] for a, i in old.axes.items()}
+            self.moved[out] = Moved(old.root, old.axes, more)
+
+    def _joined(self, node: Node, out: Value) -> None:
+        """Of a boolean behind so many others: steps back to where there is no place."""
+        axis = node.attrs["axis"]
+        before: Dim = 0
+        for x in node.inputs:
+            if axis in self.axes.of[x]:
+                break
+            before = before + x.shape[axis]
+        else:
+            return
+        if not isinstance(before, int) or (before and x is not node.inputs[-1]):
+            return
+        for known in (self.true, self.false):
+            moved = known.get(x, ALWAYS).moved(
+                {a: a for a in range(x.type.ndim)}, {axis: -before}
+            )
+            known[out] = Guard(steps=frozenset(
+                (i, a, b) for i, a, b in moved.steps
+                if i == axis and (min(a, b) <= -before or max(a, b) >= self._behind(node, x, axis))
+            ))  # fmt: skip
+
+    def _behind(self, node: Node, x: Value, axis: int) -> float:
+        """How many places come behind `x`; none that steps could reach where that is unknown."""
+        at = node.inputs.index(x)
+        after = sum((y.shape[axis] for y in node.inputs[at + 1 :]), start=0)
+        if at or not isinstance(after, int) or not after:
+            return INF
+        return after
 
     def _compared(self, node: Node, out: Value) -> None:
         a, b = node.inputs
@@ -168,6 +204,10 @@ class Facts:
         if name in ("equal", "not_equal") and self._same_segment(a, b, out):
             known = self.true if name == "equal" else self.false
             known[out] = self._segments_of(a, b, out)
+            return
+        if name in ("equal", "not_equal") and (steps := self._steps_of(a, b, out)):
+            known = self.true if name == "equal" else self.false
+            known[out] = Guard(steps=steps)
             return
         left, right = self._affine(a, out), self._affine(b, out)
         if left is None or right is None:
@@ -193,6 +233,21 @@ class Facts:
         if found is None or not set(found.factors) <= set(labels):
             return None
         return Affine({labels[a]: f for a, f in found.factors.items()}, found.number)
+
+    def _steps_of(self, a: Value, b: Value, out: Value) -> frozenset[Step]:
+        """Two places of the segments, so many steps apart, that are compared."""
+        one, other = self.moved.get(a), self.moved.get(b)
+        if one is None or other is None or not one.root is other.root is self.segments:
+            return frozenset()
+        if self._apart(a, b, out):
+            return frozenset()
+        axes = aligned(a, out)
+        found: set[Step] = set()
+        for axis, i in one.axes.items():
+            if axis in self.axes.of[one.root] and i in axes:
+                low, high = sorted((one.shift.get(axis, 0), other.shift.get(axis, 0)))
+                found.add((axes[i], low, high))
+        return frozenset(found)
 
     def is_segments(self, v: Value) -> bool:
         """Whether the value is the array of segment ids as it is."""
@@ -299,7 +354,7 @@ class Facts:
                     a, b = both.between(i, middle), both.between(middle, j)
                     low, high = bands.get((i, j), (-INF, INF))
                     bands[i, j] = max(low, a[0] + b[0]), min(high, a[1] + b[1])
-        return Guard(bands, both.segments, both.never).moved({a: a for a in range(rank)})
+        return Guard(bands, both.segments, never=both.never).moved({a: a for a in range(rank)})
 
     def _scaled(self, out: Value, a: Affine, b: Affine) -> None:
         for one, other in ((a, b), (b, a)):

@@ -14,15 +14,18 @@ from dataclasses import dataclass, field
 INF = math.inf
 Band = tuple[float, float]
 Pair = tuple[int, int]
+Step = tuple[int, float, float]
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Bands by pairs of axes (i, j), i < j: of p_j - p_i; pairs of equal segments.  `never`: no
-    element satisfies it."""
+    """Bands by pairs of axes (i, j), i < j: of p_j - p_i; pairs of equal segments; `steps` (i, a,
+    b): p_i + a and p_i + b are of one segment, if there are both places.  `never`: no element
+    satisfies it."""
 
     bands: Mapping[Pair, Band] = field(default_factory=dict)
     segments: frozenset[Pair] = frozenset()
+    steps: frozenset[Step] = frozenset()
     never: bool = False
 
     def both(self, other: Guard) -> Guard:
@@ -33,7 +36,7 @@ class Guard:
         for pair, (low, high) in other.bands.items():
             a, b = bands.get(pair, (-INF, INF))
             bands[pair] = max(a, low), min(b, high)
-        return Guard(bands, self.segments | other.segments)
+        return Guard(bands, self.segments | other.segments, self.steps | other.steps)
 
     def either(self, other: Guard) -> Guard:
         """What follows from this and from the other."""
@@ -44,7 +47,7 @@ class Guard:
             for pair, band in self.bands.items()
             if pair in other.bands
         }
-        return Guard(bands, self.segments & other.segments)
+        return Guard(bands, self.segments & other.segments, self.steps & other.steps)
 
     def moved(self, labels: Mapping[int, int], shift: Mapping[int, float] | None = None) -> Guard:
         """The same of other axes; old place = new place + shift."""
@@ -61,7 +64,12 @@ class Guard:
         segments = frozenset(
             pair_of(labels[i], labels[j]) for i, j in self.segments if {i, j} <= straight
         )
-        return Guard(bands, segments)
+        steps = frozenset(
+            (labels[i], a + shift.get(i, 0), b + shift.get(i, 0))
+            for i, a, b in self.steps
+            if i in labels
+        )
+        return Guard(bands, segments, steps)
 
     def between(self, i: int, j: int) -> Band:
         """The band of p_j - p_i."""

@@ -248,7 +248,9 @@ class _Emitter(NodeRules):
         old = self._state("cache", self._label("cache", node), TensorType(v.dtype, shape))
         first = (axis, *(a for a in range(new.ndim) if a != axis))
         rows = lookup("transpose")(new, perm=first) if axis else new
-        out: Expr = lookup("scatter_set")(old, rows, self._places(0), axes=(axis,), wrap=False)
+        out: Expr = lookup("scatter_set")(
+            old, rows, self._places(0), axes=(axis,), wrap=False, within=True
+        )
         self.new[at] = out
         return out
 

@@ -61,7 +61,7 @@ class NodeRules(ABC):
 
     def _along(self, x: Expr, places: Expr, axis: int) -> Expr:
         """The elements at `places` [n] along an axis."""
-        found = lookup("gather")(x, places, axes=(axis,), wrap=False)
+        found = lookup("gather")(x, places, axes=(axis,), wrap=False, within=True)
         back = (*range(1, axis + 1), 0, *range(axis + 1, x.ndim))
         out: Expr = lookup("transpose")(found, perm=back) if axis else found
         return out

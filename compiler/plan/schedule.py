@@ -168,7 +168,7 @@ def _dependencies(graph: Graph) -> list[set[int]]:
 def may_refuse(node: Node) -> bool:
     """Whether running the node may raise: on the values of its operands, or for lack of any."""
     if node.op.checks_data:
-        return True
+        return not node.attrs.get("within")  # places that were made to lie within
     if node.op.name in _EXTREMES:
         axes = node.attrs.get("axes", (node.attrs.get("axis"),))
         return any(dims.decide_le(1, node.inputs[0].shape[i]) is not True for i in axes)

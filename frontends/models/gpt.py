@@ -30,9 +30,8 @@ from collections.abc import Callable
 import retrograde.numpy as rnp
 from retrograde import masks
 from retrograde.compiler.errors import ShapeError
-from retrograde.compiler.ir.location import where
 from retrograde.custom import remat
-from retrograde.models.parts import POSITIONS, check_tokens, one_of, tokens_within
+from retrograde.models.parts import POSITIONS, asked_at, check_tokens, one_of, tokens_within
 from retrograde.models.transformer import MLPS, NORMS
 from retrograde.nn import Dropout, Embedding, LayerNorm, Linear, Module, Rotary, checks, sinusoidal
 from retrograde.nn.attention import kv_heads_of, open_to, self_attention
@@ -178,9 +177,9 @@ class GPT(Module):
         for name, size in sizes.items():
             checks.positive(size, name)
         if layers < 0:
-            raise ShapeError(f"{where()}layers is {layers}: it is not negative")
+            raise ShapeError(f"{asked_at()}layers is {layers}: it is not negative")
         if width % heads:
-            raise ShapeError(f"{where()}the width {width} is no multiple of {heads} heads")
+            raise ShapeError(f"{asked_at()}the width {width} is no multiple of {heads} heads")
         one_of(norm, NORMS, "the norm")
         one_of(mlp, MLPS, "the mlp")
         self.positions = one_of(positions, POSITIONS, "positions")

@@ -22,17 +22,23 @@ from retrograde.nn.initial import Source, source
 from retrograde.numpy.primitives import Array
 
 skip_frames_under(os.path.abspath(__file__))
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 POSITIONS = ("learned", "sinusoidal", "rotary", "none")
+
+
+def asked_at() -> str:
+    """The line outside of the models that is to blame, as the beginning of a message."""
+    return where(outside=_HERE)
 
 
 def check_tokens(tokens: Any, model: str) -> None:
     """Integers [B, T]."""
     if len(getattr(tokens, "shape", ())) != 2:
         got = checks.shown(tokens) if hasattr(tokens, "shape") else type(tokens).__name__
-        raise ShapeError(f"{where()}{model} takes tokens [B, T], got {got}")
+        raise ShapeError(f"{asked_at()}{model} takes tokens [B, T], got {got}")
     if not dtypes.dtype(tokens.dtype).is_integer:
-        raise DTypeError(f"{where()}{model} takes integer tokens, got {checks.shown(tokens)}")
+        raise DTypeError(f"{asked_at()}{model} takes integer tokens, got {checks.shown(tokens)}")
 
 
 def check_frames(frames: Any, width: int, model: str) -> None:
@@ -40,14 +46,14 @@ def check_frames(frames: Any, width: int, model: str) -> None:
     checks.last_axis(frames, width, model)
     if len(frames.shape) != 3:
         raise ShapeError(
-            f"{where()}{model} takes [B, T, {width}], got {checks.shown(frames)}"
+            f"{asked_at()}{model} takes [B, T, {width}], got {checks.shown(frames)}"
         )
 
 
 def one_of(value: str, known: Iterable[str], what: str) -> str:
     """`value`, if it is one of the known names."""
     if value not in tuple(known):
-        raise UnsupportedError(f"{where()}{what} is {value!r}: it is {', '.join(known)}")
+        raise UnsupportedError(f"{asked_at()}{what} is {value!r}: it is {', '.join(known)}")
     return value
 
 

@@ -19,10 +19,8 @@ import math
 from typing import Any
 
 import retrograde.numpy as rnp
-from retrograde.compiler.errors import DTypeError, ShapeError, UnsupportedError
-from retrograde.compiler.ir import dtypes
 from retrograde.compiler.ir.dims import Dim
-from retrograde.compiler.ir.location import where
+from retrograde.models.parts import check_tokens, one_of
 from retrograde.nn import GRU, LSTM, RNN, Dropout, Embedding, Linear, Module, checks
 from retrograde.nn.initial import source
 from retrograde.nn.stacked import SequenceDropout, Stack
@@ -36,8 +34,10 @@ class RNNLM(Module):
     """The model.  `variational` has every dropout drop the same numbers at all steps of a row.
 
     `lengths` [B] says how many tokens each row has; beyond them tokens may be any number, logits
-    are 0, and the carry is that of the row's end.  The embedding is normal with standard deviation
-    0.1, or 1/sqrt(width) if the head shares it; the head has variance 1/width."""
+    are 0, and the carry is that of the row's end.  `segments` [B, T] begins anew, from the initial
+    carry, wherever its number changes: texts packed into one row.  The embedding is normal with
+    standard deviation 0.1, or 1/sqrt(width) if the head shares it; the head has variance
+    1/width."""
 
     embedding: Embedding
     input_dropout: Dropout | SequenceDropout
@@ -59,8 +59,7 @@ class RNNLM(Module):
     ) -> None:
         for name, size in {"vocab": vocab, "width": width}.items():
             checks.positive(size, name)
-        if cell not in CELLS:
-            raise UnsupportedError(f"{where()}the cell is {cell!r}: it is {', '.join(CELLS)}")
+        one_of(cell, CELLS, "the cell")
         numbers = source(seed)
         std = 1.0 / math.sqrt(width) if tied else 0.1
         outside = SequenceDropout if variational else Dropout
@@ -81,22 +80,21 @@ class RNNLM(Module):
         """The carry before the first token of `batch` rows."""
         return self.rnn.initial(batch)
 
-    def __call__(self, tokens: Array, lengths: Any = None) -> Array:
-        return self._logits(tokens, None, lengths)[0]
+    def __call__(self, tokens: Array, lengths: Any = None, segments: Any = None) -> Array:
+        return self._logits(tokens, None, lengths, segments)[0]
 
     def advance(self, tokens: Array, carry: Any, lengths: Any = None) -> tuple[Array, Any]:
         """The logits of tokens that follow those that `carry` comes from, and the next carry."""
         return self._logits(tokens, carry, lengths)
 
-    def _logits(self, tokens: Array, carry: Any, lengths: Any) -> tuple[Array, Any]:
-        if len(tokens.shape) != 2:
-            raise ShapeError(f"{where()}RNNLM takes tokens [B, T], got {checks.shown(tokens)}")
-        if not dtypes.dtype(tokens.dtype).is_integer:
-            raise DTypeError(f"{where()}RNNLM takes integer tokens, got {checks.shown(tokens)}")
+    def _logits(
+        self, tokens: Array, carry: Any, lengths: Any, segments: Any = None
+    ) -> tuple[Array, Any]:
+        check_tokens(tokens, "RNNLM")
         if lengths is not None:  # beyond a row's end there may be any number
             inside = rnp.swapaxes(steps_within(lengths, *tokens.shape), 0, 1)
             tokens = rnp.where(inside, tokens, 0)
         x = self.input_dropout(self.embedding(tokens))
-        x, carry = self.rnn(x, carry, lengths)
+        x, carry = self.rnn(x, carry, lengths, segments)
         x = self.output_dropout(x)
         return self.embedding.attend(x) if self.head is None else self.head(x), carry

@@ -2,8 +2,10 @@
 
 The batch is always axis 0 and time axis 1, as with PyTorch's `batch_first=True`; what is
 [T, B, inputs] goes in as `rnp.swapaxes(x, 0, 1)`, a view.  `lengths` [B] says how many steps each
-row has.  Invariant: what stands in `x` beyond them, NaN and infinities included, changes no bit of
-any result or gradient; y is zero there, and the last carry is that of each row's own last step.
+row has; `segments` [B, T] has a number for each step, and where it changes the carry is the initial
+one again.  Invariant: what stands in `x` beyond the lengths, NaN and infinities included, changes
+no bit of any result or gradient; y is zero there, and the last carry is that of each row's own last
+step; what is made of a segment does not depend on the others.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import retrograde.numpy as rnp
-from retrograde import tree
+from retrograde import masks, tree
 from retrograde.compiler.errors import ShapeError, TraceError
 from retrograde.compiler.ir import dims, dtypes
 from retrograde.compiler.ir.dims import Dim
@@ -38,7 +40,8 @@ class Recurrent(Module):
     cell x has no time axis.  Without a `carry`, the loop begins with `cell.initial(batch)`, in a
     dtype that holds both it and x.  `reverse` runs from each row's last step to its first.  With
     `lengths`, the cell sees zeros in place of the steps beyond a row's end, and what it makes of
-    them is not used."""
+    them is not used.  With `segments`, what the segment before left is replaced by
+    `cell.initial(batch)`; a `carry` that is given is that of the first segment."""
 
     cell: Any
 
@@ -61,23 +64,58 @@ class Recurrent(Module):
         return make(batch)
 
     def __call__(
-        self, x: Any, carry: Any = None, lengths: Any = None, reverse: bool = False
+        self,
+        x: Any,
+        carry: Any = None,
+        lengths: Any = None,
+        reverse: bool = False,
+        segments: Any = None,
     ) -> tuple[Any, Any]:
         if not is_traced() and not context.at_work():
-            return self._at_once(x, carry, lengths, bool(reverse))
+            return self._at_once(x, carry, lengths, bool(reverse), segments)
         leaves = tree.leaves(x)
-        batch = _sizes(leaves)[0]
+        batch, time = _sizes(leaves)
         carry = self._first(batch, leaves) if carry is None else carry
-        steps = tree.map(_swapped, x)
-        carry, y = scan(self.cell, carry, steps, reverse=reverse, lengths=lengths)
+        steps, cell = tree.map(_swapped, x), self.cell
+        if segments is not None:
+            _check_segments(segments, batch, time)
+            begins = masks.changes(segments, reverse=bool(reverse))
+            steps, cell = (steps, _swapped(begins)), self._resetting(batch)
+        carry, y = scan(cell, carry, steps, reverse=reverse, lengths=lengths)
         return tree.map(_swapped, y), carry
 
-    def _at_once(self, x: Any, carry: Any, lengths: Any, reverse: bool) -> tuple[Any, Any]:
+    def _resetting(self, batch: Dim) -> Callable[[Any, Any], tuple[Any, Any]]:
+        """The cell, which begins anew in the rows whose step begins a segment."""
+
+        def begun(begins: Array, first: Any, carry: Any) -> Any:
+            each = rnp.reshape(begins, (batch, *(1,) * (len(carry.shape) - 1)))
+            return rnp.where(each, rnp.astype(first, carry.dtype), carry)
+
+        def step(carry: Any, given: Any) -> tuple[Any, Any]:
+            x, begins = given
+            first = self.initial(batch)
+            if tree.structure(first) != tree.structure(carry):
+                raise TraceError(
+                    f"{where()}with segments the carry is made by the cell's initial(batch) too: "
+                    "give one of the same structure"
+                )
+            carry = tree.map(lambda c, i: begun(begins, i, c), carry, first)
+            after: tuple[Any, Any] = self.cell(carry, x)
+            return after
+
+        return step
+
+    def _at_once(
+        self, x: Any, carry: Any, lengths: Any, reverse: bool, segments: Any
+    ) -> tuple[Any, Any]:
         """The same on plain arrays: compiled, and kept with the code of the cell."""
-        lengths = np.asarray(lengths) if isinstance(lengths, (list, tuple)) else lengths
+        lengths, segments = (
+            np.asarray(given) if isinstance(given, (list, tuple)) else given
+            for given in (lengths, segments)
+        )
         code = type(self.cell).__call__ if isinstance(self.cell, Module) else self.cell
         run = shared_jit(code, ("recurrent",), _run)
-        out: tuple[Any, Any] = run(self, x, carry, lengths, reverse)
+        out: tuple[Any, Any] = run(self, x, carry, lengths, reverse, segments)
         return out
 
     def _first(self, batch: Dim, leaves: Sequence[Any]) -> Any:
@@ -92,8 +130,19 @@ class Recurrent(Module):
         return tree.map(promoted, self.initial(batch))
 
 
-def _run(layer: Recurrent, x: Any, carry: Any, lengths: Any, reverse: bool) -> tuple[Any, Any]:
-    return layer(x, carry, lengths, reverse)
+def _run(
+    layer: Recurrent, x: Any, carry: Any, lengths: Any, reverse: bool, segments: Any
+) -> tuple[Any, Any]:
+    return layer(x, carry, lengths, reverse, segments)
+
+
+def _check_segments(segments: Any, batch: Dim, time: Dim) -> None:
+    shape = getattr(segments, "shape", ())
+    if len(shape) != 2 or not all(map(dims.same, shape, (batch, time))):
+        got = checks.shown(segments) if shape else type(segments).__name__
+        raise ShapeError(
+            f"{where()}the segments are {got}: a number for each of {time} steps of {batch} rows"
+        )
 
 
 def _sizes(leaves: Sequence[Any]) -> tuple[Dim, Dim]:

@@ -1,7 +1,8 @@
 """Layers of cells over time: Stack of any, and RNN, LSTM and GRU of those in `cells`.
 
-Input: x [B, T, inputs], a carry and lengths, as in `recurrent`; output: y [B, T, width] of the last
-layer and all carries.  Invariant: a layer of one direction computes y at t from x up to t alone.
+Input: x [B, T, inputs], a carry, lengths and segments, as in `recurrent`; output: y [B, T, width]
+of the last layer and all carries.  Invariant: a layer of one direction computes y at t from x up to
+t alone.
 """
 
 from __future__ import annotations
@@ -81,17 +82,17 @@ class Stack(Module):
         )
 
     def __call__(
-        self, x: Array, carry: Any = None, lengths: Any = None
+        self, x: Array, carry: Any = None, lengths: Any = None, segments: Any = None
     ) -> tuple[Array, tuple[Any, ...]]:
         given = self._given(carry)
         after: list[Any] = []
         for k, layer in enumerate(self.forward):
             x = self.dropout(x) if k else x
             if not self.backward:
-                x, last = layer(x, given[k], lengths)
+                x, last = layer(x, given[k], lengths, segments=segments)
             else:
-                ahead, c = layer(x, given[k][0], lengths)
-                back, d = self.backward[k](x, given[k][1], lengths, reverse=True)
+                ahead, c = layer(x, given[k][0], lengths, segments=segments)
+                back, d = self.backward[k](x, given[k][1], lengths, True, segments)
                 x, last = rnp.concatenate([ahead, back], axis=-1), (c, d)
             after.append(last)
         return x, tuple(after)

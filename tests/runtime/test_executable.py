@@ -114,6 +114,22 @@ def test_growth_keeps_the_state() -> None:
     assert run.arena_bytes == run.plan({"B": 40_000}).peak_bytes
 
 
+def test_state_may_become_larger() -> None:
+    """State whose size is a symbol is set anew, in an arena that was too small for it."""
+    builder = Builder("grows", Expr)
+    with builder:
+        total = builder.input(TensorType(F64, (T, 4)), "total")
+        x = builder.input(TensorType(F64, (4,)), "x")
+        new = total + x
+    graph = builder.finish([new.value], aliases=[(0, 0)])
+    run = run_of(graph)
+    for steps in (3, 5000, 2, 40_000):
+        run.set_state([np.zeros((steps, 4))])
+        for _ in range(2):
+            run.run([np.arange(4.0)], {"T": steps})
+        np.testing.assert_array_equal(run.state()[0], np.tile(2 * np.arange(4.0), (steps, 1)))
+
+
 def test_results_own_their_memory() -> None:
     graph = attention_gradient()
     run = run_of(graph)
