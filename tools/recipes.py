@@ -31,12 +31,12 @@ _CLI = "from retrograde.cli import main; main()"
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe with the figure that counts, the baseline beside it, and what is asked of it."""
+    """A recipe with the figure that counts, the baseline beside it, and the goal."""
 
     name: str
     figure: str
     baseline: str
-    asked: str
+    goal: str
     seeds: tuple[int, ...] = (0,)
     settings: tuple[str, ...] = ()
 
@@ -84,7 +84,7 @@ def _processor_seconds() -> float:
 def table(runs: Path) -> str:
     """The rows of all runs that there are."""
     rows = [
-        "| recipe | figure of the test part | model | baseline | asked | processor s |",
+        "| recipe | figure of the test part | model | baseline | goal | processor s |",
         "|---|---|---|---|---|---|",
     ]
     for run in RUNS:
@@ -101,7 +101,7 @@ def table(runs: Path) -> str:
         seconds = sum(cost["training"] + cost["evaluation"] for cost in costs) / len(costs)
         name = run.figure + (f", mean of {len(values)} seeds" if len(values) > 1 else "")
         rows.append(
-            f"| `{run.name}` | {name} | {shown} | {beside:.4g} ({run.baseline}) | {run.asked} "
+            f"| `{run.name}` | {name} | {shown} | {beside:.4g} ({run.baseline}) | {run.goal} "
             f"| {seconds:.0f} |"
         )
     return "\n".join(rows) + "\n"

@@ -37,7 +37,7 @@ class Evaluation:
     """How good a model is on what it has never seen.
 
     `figures` are its own, `baselines` the same ones for each way that learns nothing, `pictures`
-    are SVG by file name, `goal` says of which figure what is asked."""
+    are SVG by file name."""
 
     part: str
     figures: Mapping[str, float]
