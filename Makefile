@@ -6,6 +6,7 @@
 #   make test-native    the tests that name no device, on the native one
 #   make peers    install torch for the tests in tests/peers (also: make test PEERS=1)
 #   make bench    every workload beside its peers        make fuzz     the property tests, for longer
+#   make recipes  the full runs of the recipes, and their table in docs/recipes.md
 #   make docs     the generated pages, and what the blocks of all pages print
 #   make clean    remove everything that was made here
 
@@ -24,11 +25,15 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 JAX := $(shell sed -n 's/.*"\(jax>=[^"]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: train test test-native lint types pytest peers bench fuzz docs clean
+.PHONY: train recipes test test-native lint types pytest peers bench fuzz docs clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/run.stamp
 	$(BIN)/retrograde train char-gpt
+
+# Some ten minutes in all, each at most ten; the data are downloaded the first time.
+recipes: $(VENV)/test.stamp
+	$(BIN)/python tools/recipes.py $(ARGS)
 
 test: lint types pytest
 

@@ -6,6 +6,7 @@ no token with training text, and the same settings and text give the same run.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,9 +17,10 @@ import numpy.typing as npt
 
 import retrograde as rg
 from retrograde.cli import sampling
-from retrograde.cli.recipe import LOOP, Settings, Training, Validation, settings_of
+from retrograde.cli.recipe import Settings, Training, Validation, settings_of
 from retrograde.cli.settings import Setting
 from retrograde.compiler.errors import CheckpointError, DataError
+from retrograde.recipes.task import Evaluation, Saved, run_settings, with_tensors
 from retrograde.runtime.data import batches, text
 from retrograde.runtime.data.text import Vocabulary
 
@@ -115,34 +117,70 @@ class CharText(ABC):
             meta={"vocabulary": vocabulary.to_json()},
         )
 
+    def restore(self, tensors: Mapping[str, npt.NDArray[Any]], run: Mapping[str, Any]) -> Saved:
+        """What a run of this recipe saved, for `evaluate`."""
+        model, vocabulary = self.from_checkpoint(tensors, run)
+        return Saved(model, run_settings(self.settings, run), vocabulary.to_json())
+
+    def evaluate(self, saved: Saved) -> Evaluation:
+        """The likelihood of held-out text beside that of its characters by frequency alone.
+
+        A character that is not known is one token of its own, and its bytes count as all others."""
+        settings, vocabulary = saved.settings, Vocabulary.from_json(saved.noted)
+        training, held_out, size = held_out_text(settings, vocabulary)
+        kept = list(
+            batches.evaluation_batches(
+                held_out, settings["batch"], settings["length"], settings["validation_batches"]
+            )
+        )
+        longest = self.longest(settings)
+        ids = rg.spec("i32", "B", rg.dim("T", max=longest))
+        sizes = {"B": settings["batch"], **({"T": settings["length"]} if longest != 1 else {})}
+        specs = {"tokens": ids, "targets": ids}
+        nats = Validation(loss, lambda: kept, specs, sizes)(saved.model)["loss"]
+        counts = np.bincount(training, minlength=len(vocabulary)) + 1.0
+        chances = np.log(counts / counts.sum())
+        targets = np.concatenate([batch["targets"].ravel() for batch in kept])
+        usual = float(-chances[targets].mean())
+        bytes_each = size / max(1, held_out.size)
+        return Evaluation(
+            "held-out",
+            _likelihood(nats, bytes_each),
+            {"by frequency": _likelihood(usual, bytes_each)},
+            text=f"{targets.size} characters, of {bytes_each:.4f} bytes each",
+        )
+
     def from_checkpoint(
         self, tensors: Mapping[str, npt.NDArray[Any]], run: Mapping[str, Any]
     ) -> tuple[Any, Vocabulary]:
         """The model and vocabulary that a run of this recipe saved."""
-        settings = run.get("settings")
-        known = {s.name: s for s in self.settings}
+        values = run_settings(self.settings, run)
         try:
-            if not isinstance(settings, dict):
-                raise DataError("it has no settings")
             vocabulary = Vocabulary.from_json(run.get("vocabulary"))
-            # How a run went on does not matter here, and an older one may not tell all of it.
-            given = {**{s.name: s.default for s in LOOP}, **settings}
-            values = {name: s.check(given[name], "checkpoint") for name, s in known.items()}
-        except (DataError, KeyError) as error:
+        except DataError as error:
             raise CheckpointError(f"the checkpoint does not describe its run: {error}") from error
-        model = self.make_model(values, len(vocabulary))
-        arrays = {}
-        for name, array in model.parameters().items():
-            # Where a running average is kept, it is the model that was evaluated.
-            saved = tensors.get(f"optimizer.averaged.{name}", tensors.get(f"model.{name}"))
-            if saved is None or saved.shape != array.shape:
-                got = "missing" if saved is None else f"{saved.dtype}{list(saved.shape)}"
-                raise CheckpointError(
-                    f"the checkpoint is of another model: {name} is {got}, not "
-                    f"{array.dtype}{list(array.shape)}"
-                )
-            arrays[name] = np.asarray(saved, array.dtype)
-        return model.replace(arrays), vocabulary
+        return with_tensors(self.make_model(values, len(vocabulary)), tensors), vocabulary
+
+
+def held_out_text(
+    settings: Settings, vocabulary: Vocabulary
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]:
+    """The tokens of training and of held-out text, and how many bytes the latter has."""
+    source = settings["data"]
+    whole = text.stdlib_text() if source is None else text.read_text(source)
+    training, held_out = text.split(vocabulary.encode(whole))
+    points = np.frombuffer(whole.encode("utf-32-le", "surrogatepass"), np.uint32)
+    # The bytes of a character in UTF-8, split in the same way.
+    _, sizes = text.split(np.searchsorted([0x80, 0x800, 0x10000], points, side="right") + 1)
+    return training, held_out, int(sizes.sum())
+
+
+def _likelihood(nats: float, bytes_each: float) -> dict[str, float]:
+    return {
+        "nats a character": nats,
+        "bits a byte": nats / math.log(2.0) / bytes_each,
+        "perplexity": math.exp(nats),
+    }
 
 
 def loss(model: Any, tokens: Any, targets: Any) -> Any:

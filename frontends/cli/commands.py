@@ -111,6 +111,31 @@ def generate(checkpoint: str | None, **options: Any) -> None:
     run(checkpoint, **options)
 
 
+@cli.command()
+@click.argument("checkpoint", required=False)
+def evaluate(checkpoint: str | None) -> None:
+    """Show how good the model in CHECKPOINT is on held-out data, beside what learns nothing.
+
+    The default is the latest run.  Figures and pictures are kept beside the checkpoint.
+    """
+    from retrograde.cli.evaluation import evaluate as run
+
+    run(checkpoint)
+
+
+@cli.command()
+@click.argument("checkpoint")
+@click.argument("inputs", metavar="INPUT…", nargs=-1, required=True)
+def predict(checkpoint: str, inputs: tuple[str, ...]) -> None:
+    """Show what the model in CHECKPOINT says to each INPUT (CHECKPOINT `-`: the latest run).
+
+    An input is a sentence, a word, a file, a moment: what the recipe takes, see docs/recipes.md.
+    """
+    from retrograde.cli.evaluation import predict as run
+
+    run(None if checkpoint == "-" else checkpoint, inputs)
+
+
 @cli.command("compile")
 @click.argument("recipe")
 @settings_options

@@ -13,8 +13,24 @@ from retrograde.cli.recipe import Recipe, Training
 from retrograde.cli.settings import Resolved, resolve
 from retrograde.cli.user_file import UserFile
 from retrograde.compiler.errors import DataError
+from retrograde.recipes.brown_tags import BrownTags
+from retrograde.recipes.cartpole import CartPole
+from retrograde.recipes.cmudict import CMUdict
+from retrograde.recipes.japanese_vowels import JapaneseVowels
+from retrograde.recipes.python_tags import PythonTags
+from retrograde.recipes.weather import Weather
 
-RECIPES: dict[str, Recipe] = {r.name: r for r in (CharGPT(), CharLSTM())}
+_ALL: tuple[Recipe, ...] = (
+    CharGPT(),
+    CharLSTM(),
+    JapaneseVowels(),
+    PythonTags(),
+    BrownTags(),
+    Weather(),
+    CartPole(),
+    CMUdict(),
+)
+RECIPES: dict[str, Recipe] = {r.name: r for r in _ALL}
 
 
 def find(name: str) -> Recipe:

@@ -1,0 +1,172 @@
+"""Every recipe of a task, in short: it learns, is evaluated beside its baselines, and answers."""
+
+from __future__ import annotations
+
+import json
+import random
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from retrograde.cli.memory import measure
+from retrograde.cli.recipes import RECIPES, compiled_step
+from retrograde.cli.settings import resolve
+from retrograde.runtime.training import checkpoint as checkpoints
+from retrograde.runtime.training.loop import train
+from tests.recipes.small import TINY, pairs, settings
+
+EVERY = list(TINY)
+STEPS = 40
+# The sizes of the full data, which the small ones do not have.
+SIZES = {
+    "japanese-vowels": {"T": 29},
+    "python-tags": {"T": 64},
+    "brown-tags": {"T": 64},
+    "cmudict": {"S": 16, "T": 17},
+}
+
+
+def _options(name: str, **more: Any) -> list[str]:
+    return [part for pair in pairs(name, **more) for part in ("--set", pair)]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_it_learns_is_evaluated_and_answers(name: str, run: Callable[..., Any], here: Path) -> None:
+    trained = run("train", name, "--no-progress", "--steps", STEPS, *_options(name)).output
+    assert "planned peak" in trained and "validation loss" in trained
+    folder = here / "runs" / f"{name}-1"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [r["loss"] for r in records if "loss" in r]
+    assert len(losses) == STEPS
+    assert np.mean(losses[-8:]) < np.mean(losses[:8])
+    ElementTree.parse(folder / "curves.svg")
+
+    shown = run("evaluate", folder).output
+    found = json.loads((folder / "evaluation.json").read_text())
+    assert found["recipe"] == name and found["baselines"]
+    every = [found["figures"], *found["baselines"].values()]
+    assert all(np.isfinite(list(figures.values())).all() for figures in every)
+    for figure in found["figures"]:
+        assert figure in shown
+    for picture in set(folder.glob("*.svg")) - {folder / "curves.svg"}:
+        ElementTree.parse(picture)
+
+    inputs = TINY[name][1]
+    answers = run("predict", folder, *inputs).output
+    assert len(answers.splitlines()) >= len(inputs)
+    assert answers == run("predict", "-", *inputs).output  # the latest run
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_half_of_the_memory_is_enough_and_the_plan_is_what_is_taken(name: str) -> None:
+    recipe = RECIPES[name]
+    values = resolve(recipe.settings, name, {}, [], environment={})  # those of the full run
+    training = recipe.build(values)
+    batches: Any = training.batches
+    batch = batches.at(0)
+    whole = compiled_step(training, values, at=SIZES.get(name))
+    half = compiled_step(training, values, str(whole.peak_bytes // 2), SIZES.get(name))
+    assert half.peak_bytes <= whole.peak_bytes // 2
+    for step in (whole, half):
+        found = measure(step, batch)
+        assert found.arena == found.planned
+    one, other = whole(**batch), half(**batch)
+    np.testing.assert_allclose(float(one["loss"]), float(other["loss"]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_run_that_is_interrupted_anywhere_ends_the_same(name: str, here: Path) -> None:
+    steps = 12
+    values = settings(name, steps=steps, ema=0.9, seed=5)
+
+    def part(folder: str, until: int, resume: bool = False) -> None:
+        training = RECIPES[name].build(values)
+        step = compiled_step(training, values)
+        train(
+            step, training.batches, steps=until, checkpoint=here / folder, resume=resume,
+            validate=lambda: training.validate(step.averaged), validate_every=5, progress=False,
+        )  # fmt: skip
+
+    part("whole", steps)
+    whole, _ = checkpoints.load(here / "whole")
+    numbers = random.Random(name)
+    for k in range(2):
+        cuts = sorted(numbers.sample(range(1, steps), 2))
+        part(f"cut-{k}", cuts[0])
+        part(f"cut-{k}", cuts[1], resume=True)
+        part(f"cut-{k}", steps, resume=True)
+        again, _ = checkpoints.load(here / f"cut-{k}")
+        assert whole.keys() == again.keys()
+        for key, value in whole.items():
+            assert np.array_equal(value, again[key], equal_nan=True), (cuts, key)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_checkpoint_of_another_kind_is_refused(
+    name: str, run: Callable[..., Any], here: Path
+) -> None:
+    run("train", name, "--no-progress", "--steps", 1, *_options(name))
+    folder = here / "runs" / f"{name}-1"
+    assert "can be generated" not in run("generate", folder, code=2).stderr
+    path = folder / "checkpoint.json"
+    noted = json.loads(path.read_text())
+    noted["meta"]["run"]["settings"]["width"] = 16
+    path.write_text(json.dumps(noted))
+    assert "checkpoint" in run("evaluate", folder, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("japanese-vowels", "test:99", "there are 15 recordings"),
+        ("japanese-vowels", "nowhere.npy", "neither a file"),
+        ("python-tags", "a = 1\nb = 2", "2 lines"),
+        ("brown-tags", "  ", "no word"),
+        ("weather", "LAX 2013-11-10T06", "EWR"),
+        ("weather", "JFK 2014-11-10T06", "do not reach"),
+        ("cartpole", "far", "a number"),
+        ("cmudict", " ", "no letter"),
+    ],
+)
+def test_what_is_no_input_is_refused(
+    name: str, text: str, said: str, run: Callable[..., Any], here: Path
+) -> None:
+    if not (here / "runs").exists():
+        run("train", name, "--no-progress", "--steps", 1, *_options(name))
+    assert said in run("predict", "-", text, code=2).stderr
+
+
+def test_text_is_evaluated_in_nats_and_in_bits_for_each_of_its_bytes(
+    run: Callable[..., Any], here: Path
+) -> None:
+    words = np.random.default_rng(0).choice(["für", "über", "the", "lazy", "dog—", "𝛼𝛽"], 3000)
+    (here / "text.txt").write_text(" ".join(words), encoding="utf-8")
+    options = [
+        "batch=4",
+        "length=16",
+        "width=8",
+        "validation_batches=3",
+        "warmup=2",
+        "learning_rate=0.03",
+    ]
+    run(
+        "train", "char-lstm", "--data", "text.txt", "--steps", 60, "--no-progress",
+        *(part for pair in options for part in ("--set", pair)),
+    )  # fmt: skip
+    shown = run("evaluate").output
+    folder = here / "runs" / "char-lstm-1"
+    found = json.loads((folder / "evaluation.json").read_text())
+    figures, usual = found["figures"], found["baselines"]["by frequency"]
+    last = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    validated = [r["validation_loss"] for r in last if "validation_loss" in r][-1]
+    assert figures["nats a character"] == pytest.approx(validated, rel=1e-6)
+    size = float(shown.split(" bytes each")[0].rsplit(" ", 1)[-1])
+    text = (here / "text.txt").read_text(encoding="utf-8")
+    assert size == pytest.approx(len(text.encode()) / len(text), rel=0.1) and size > 1.2
+    bits = figures["nats a character"] / np.log(2) / size
+    assert figures["bits a byte"] == pytest.approx(bits, rel=1e-3)
+    assert figures["nats a character"] < usual["nats a character"] < np.log(40)
