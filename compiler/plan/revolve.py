@@ -113,10 +113,19 @@ def _split(length: int, slots: int) -> int:
 
 def _repetitions(segments: int, slots: int) -> int:
     """The least r with C(slots + r, slots) >= segments."""
-    r = 0
-    while comb(slots + r, slots) < segments:
-        r += 1
-    return r
+    if segments <= 1:
+        return 0
+    high = 1
+    while comb(slots + high, slots) < segments:
+        high *= 2
+    low = high // 2
+    while low < high:  # few slots mean as many repetitions as segments
+        middle = (low + high) // 2
+        if comb(slots + middle, slots) < segments:
+            low = middle + 1
+        else:
+            high = middle
+    return high
 
 
 def _check(segments: int, slots: int) -> None:
