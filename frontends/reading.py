@@ -67,7 +67,10 @@ def refusing(path: Path, what: str) -> Iterator[None]:
     """Whatever is raised by what a file holds ends as a CheckpointError that names the file."""
     try:
         yield
-    except (CheckpointError, DeviceError, BudgetError):
+    except (CheckpointError, DeviceError):
+        raise
+    except BudgetError as error:
+        error.args = (f"{path}: {error}",)
         raise
     except RetrogradeError as error:
         raise CheckpointError(f"{path}: {what}: {error}") from error
