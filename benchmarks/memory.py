@@ -36,8 +36,9 @@ BASE = "retrograde, everything kept"
 OWN = "benchmarks.retrograde_gpt:contender"
 TORCH = "benchmarks.peers.torch_gpt:contender"
 JAX = "benchmarks.peers.jax_gpt:contender"
-# MB beyond parameters and optimizer state, and the most that the time may grow by.
-TARGETS = {260: 1.0, 165: 1.15, 125: 1.40, 1073: 1.35}
+# MB beyond parameters and optimizer state, and the most that the time may grow by: 3% is what runs
+# of the same program differ by.
+TARGETS = {260: 1.03, 165: 1.15, 125: 1.40, 1073: 1.35}
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -257,6 +257,7 @@ def _compile(
     truncated = tuple(truncation(start))
     turns = turns_at_a_time(start, sizes)
     made: list[CompiledRecipe] = []
+    met: list[Graph] = []
     seen: set[str] = set()
     asked = any(node.attrs.get("slots") is not None for node in outermost_nodes(start))
     ragged = any("live" in node.attrs for node in outermost_nodes(start))
@@ -271,8 +272,10 @@ def _compile(
         changed = _staged(start, passes, options, inside=False)
         end = changed[passes[-1][0]]
         if options.budget is not None or truncated:
-            if (text := end.text()) in seen:
-                continue  # there is nothing in the graph for this recipe
+            # There may be nothing in the graph for this recipe; texts take long to write.
+            if any(_of_the_same_nodes(end, other) for other in met) or (text := end.text()) in seen:
+                continue
+            met.append(end)
             seen.add(text)
         limits = () if rung.passes else truncated  # the first rung cuts nothing
         made += _recipes(
@@ -409,9 +412,15 @@ def _unwidened(graph: Graph, options: Options) -> dict[str, Graph] | None:
     if not options.native:
         return {}
     stages = _staged(graph, WIDE, options)
-    nodes = stages[WIDE[-1][0]].nodes
-    same = len(nodes) == len(graph.nodes) and all(map(operator.is_, nodes, graph.nodes))
-    return stages if same else None
+    return stages if _of_the_same_nodes(stages[WIDE[-1][0]], graph) else None
+
+
+def _of_the_same_nodes(graph: Graph, other: Graph) -> bool:
+    """Whether both do the same: no more is found than that they are made of the same objects."""
+    return all(
+        len(ours) == len(theirs) and all(map(operator.is_, ours, theirs))
+        for ours, theirs in ((graph.nodes, other.nodes), (graph.outputs, other.outputs))
+    )
 
 
 def _ways(

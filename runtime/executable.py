@@ -35,9 +35,18 @@ def _apart(arrays: Sequence[HostArray]) -> list[HostArray]:
     copies = []
     for x, place in zip(arrays, places, strict=True):
         copy: HostArray = np.ndarray(x.shape, x.dtype, memory, place if x.nbytes else 0)
-        np.copyto(copy, x)
+        if not _is_clear(x):  # what is mapped has no pages before it is written to
+            np.copyto(copy, x)
         copies.append(copy)
     return copies
+
+
+def _is_clear(x: HostArray) -> bool:
+    """Whether all bytes are 0, as of moments at the start; where that is found at once."""
+    if not x.flags.c_contiguous or x.dtype.hasobject:
+        return False
+    of_bytes = x.reshape(-1).view(np.uint8)
+    return not of_bytes[:4096].any() and not of_bytes.any()
 
 
 @dataclass

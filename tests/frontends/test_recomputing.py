@@ -47,7 +47,6 @@ def mixer():
 
 
 MODELS = {
-    "gpt": lambda: gpt(remat=False),
     "gpt dropout": lambda: gpt(remat=False, dropout=0.2),
     "gpt tied": lambda: gpt(remat=True, tied=True),
     "mixer": mixer,
@@ -83,7 +82,7 @@ def test_every_budget_gives_the_same_bits(name, backend):
     assert least <= most
     state, _ = free.state()
     peaks = []
-    for budget in np.linspace(least, most, 5).astype(int).tolist():
+    for budget in np.linspace(least, most, 3).astype(int).tolist():
         step, again = trained(make(), backend, budget)
         assert again == metrics
         for key, x in step.state()[0].items():
@@ -168,5 +167,5 @@ def test_what_is_not_looped_runs_again_beside_loops_over_time(backend):
     step = make(int(0.8 * free.plan().peak_bytes))
     rng = np.random.default_rng(6)
     batch = {k: rng.integers(0, V, (B, T)).astype("i4") for k in ("tokens", "targets")}
-    assert abs(step(**batch)["loss"] - free(**batch)["loss"]) < 1e-6
+    assert step(**batch) == free(**batch)
     assert step.peak_bytes <= 0.8 * free.peak_bytes

@@ -820,7 +820,7 @@ def test_a_forked_child_has_workers_of_its_own(threads: Pool, built: Built) -> N
 def test_a_child_forked_in_the_middle_of_a_run_can_run(built: Built) -> None:
     pool = Pool(2)
     counts = np.zeros(2, np.int64)
-    rows, arguments = [launch(REST, 0, 2)], [300, address(counts)]
+    rows, arguments = [launch(REST, 0, 2)], [1500, address(counts)]
     runner = threading.Thread(target=run, args=(pool, built, rows, arguments))
     runner.start()
     time.sleep(0.05)
