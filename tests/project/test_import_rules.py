@@ -72,6 +72,8 @@ def planted(copy: Path, files: dict[str, str]) -> Path:
     for name in check_installed.BUILD_INPUTS:
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, copy)
+    if (ROOT / ".mypy_cache").exists():  # what is not planted need not be checked again
+        shutil.copytree(ROOT / ".mypy_cache", copy / ".mypy_cache")
     for name, source in files.items():
         (copy / name).write_text(source)
     return copy
