@@ -28,21 +28,17 @@ def train(run: Callable[..., Any], text: Path) -> Callable[..., Any]:
     return invoke
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_it_trains_resumes_and_generates(
     cell: str, train: Callable[..., Any], run: Callable[..., Any], here: Path
 ) -> None:
     out = train("--steps", 4, "--set", f"cell={cell}").output
     assert "validation loss" in out and "retrograde generate runs/char-lstm-1" in out
-    train("--steps", 4, "--checkpoint", "whole", "--set", f"cell={cell}")
     train("--steps", 2, "--checkpoint", "cut", "--set", f"cell={cell}")
-    tensors, meta = checkpoint.load(here / "runs/char-lstm-1")
-    again, _ = checkpoint.load(here / "whole")
-    assert all(np.array_equal(x, again[name]) for name, x in tensors.items())
+    _, meta = checkpoint.load(here / "runs/char-lstm-1")
     assert meta["run"]["settings"]["cell"] == cell
     generated = run("generate", "runs/char-lstm-1", "--prompt", "the fox", "--tokens", 20).output
     assert len(generated) == len("the fox") + 20 + 1
-    assert generated == run("generate", "whole", "--prompt", "the fox", "--tokens", 20).output
     train("--steps", 4, "--checkpoint", "cut", "--resume")
     assert int(checkpoint.load(here / "cut")[0]["step"]) == 4
 

@@ -60,11 +60,11 @@ def test_train_prints_saves_and_samples(train: Run, here: Path) -> None:
 
 
 def test_the_same_command_again_is_another_run_with_the_same_bits(train: Run, here: Path) -> None:
-    for _ in range(3):
+    for _ in range(2):
         train("--steps", 2)
     runs = sorted(path.name for path in (here / "runs").iterdir())
-    assert runs == ["char-gpt-1", "char-gpt-2", "char-gpt-3"]
-    first, last = (checkpoint.load(here / "runs" / name)[0] for name in (runs[0], runs[2]))
+    assert runs == ["char-gpt-1", "char-gpt-2"]
+    first, last = (checkpoint.load(here / "runs" / name)[0] for name in runs)
     assert first.keys() == last.keys()
     assert all(np.array_equal(first[name], last[name]) for name in first)
 
@@ -471,11 +471,11 @@ def test_version(run: Run) -> None:
 def test_a_run_with_every_service_resumes_bit_for_bit(train: Run, run: Run, here: Path) -> None:
     options = (
         "--set", "precision=f16", "--set", "ema=0.9", "--set", "accumulate=3", "--set",
-        "validate_every=40", "--set", "save_every=30", "--set", "events=events", "--budget", "1MiB",
+        "validate_every=20", "--set", "save_every=30", "--set", "events=events", "--budget", "1MiB",
     )  # fmt: skip
-    train(*options, "--steps", 250, "--checkpoint", "whole")
-    train(*options, "--steps", 250, "--checkpoint", "cut", "--time-limit", 0.02)
-    assert checkpoint.load(here / "cut")[0]["step"] < 250
+    train(*options, "--steps", 80, "--checkpoint", "whole")
+    train(*options, "--steps", 80, "--checkpoint", "cut", "--time-limit", 0.02)
+    assert checkpoint.load(here / "cut")[0]["step"] < 80
     train("--checkpoint", "cut", "--resume", "--time-limit", 60)
     for folder in ("", "best"):
         whole, cut = (checkpoint.load(here / name / folder)[0] for name in ("whole", "cut"))
