@@ -70,9 +70,12 @@ def trained(model, backend, budget=None):
     return step, metrics
 
 
-@pytest.mark.parametrize("backend", ["numpy", "native"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [("gpt tied", "numpy"), ("gpt dropout", "native"), ("mixer", "numpy"), ("mixer", "native")],
+)
 def test_every_budget_gives_the_same_bits(name, backend):
+    """Of programs that are compiled with that budget; those of one ladder are below."""
     make = MODELS[name]
     free, metrics = trained(make(), backend)
     most = free.plan(B=B, T=T).peak_bytes

@@ -108,7 +108,7 @@ def check(cell: Cell, lengths: tuple[int, ...]) -> None:
     compare(rg.compile(step, *arrays)(*arrays), wanted[fixed])
 
 
-@settings(max_examples=EXAMPLES)
+@settings(max_examples=EXAMPLES * 3 // 5)
 @given(cells(), st.sampled_from(LENGTHS[:3]), st.sampled_from(LENGTHS[3:]))
 def test_any_cell(cell: Cell, few: int, many: int) -> None:
     check(cell, (few, many))
@@ -139,7 +139,7 @@ def hessian_products(loop: Any, cell: Cell) -> Any:
     return both
 
 
-@settings(max_examples=EXAMPLES // 2)
+@settings(max_examples=EXAMPLES // 4)
 @given(cells(longest=4), st.sampled_from((0, 1, 2, 5)))
 def test_second_derivatives(cell: Cell, steps: int) -> None:
     floats, others, _ = data(cell, steps)
