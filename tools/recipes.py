@@ -48,6 +48,7 @@ RUNS = (
     Run("weather", "MAE", "day before", "<= 0.8 of the baseline"),
     Run("weather", "pinball", "day before", "below the baseline"),
     Run("cmudict", "word error", "letter by letter", "<= 0.40"),
+    Run("bible", "BLEU", "copying", "above the baseline"),
     Run("cartpole", "mean return", "logged", ">= 450"),
     Run(
         "char-lstm", "nats a character", "by frequency", "<= 1.3", settings=(

@@ -20,6 +20,7 @@ from retrograde.compiler.errors import CheckpointError, DataError
 from retrograde.runtime.training import checkpoint as checkpoints
 
 EVALUATION = "evaluation.json"
+_SAID = {"from_checkpoint": "generate text", "evaluate": "be evaluated", "predict": "answer"}
 
 
 def opened(
@@ -37,9 +38,12 @@ def opened(
     recipe = RECIPES.get(str(of.get("recipe")))
     if recipe is None or not hasattr(recipe, what):
         able = [name for name, r in RECIPES.items() if hasattr(r, what)]
+        instead = ""
+        if hasattr(recipe, "predict"):
+            instead = f". `retrograde predict {path} INPUT` shows what this one says to an input"
         raise CheckpointError(
             f"{path}: this checkpoint is of {of.get('recipe', 'no recipe')!r}, and it is one of "
-            f"{', '.join(able)} that can {what}"
+            f"{', '.join(able)} that can {_SAID.get(what, what)}{instead}"
         )
     return path, recipe, tensors, of
 

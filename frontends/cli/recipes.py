@@ -13,6 +13,7 @@ from retrograde.cli.recipe import Recipe, Training
 from retrograde.cli.settings import Resolved, resolve
 from retrograde.cli.user_file import UserFile
 from retrograde.compiler.errors import DataError
+from retrograde.recipes.bible import Bible
 from retrograde.recipes.brown_tags import BrownTags
 from retrograde.recipes.cartpole import CartPole
 from retrograde.recipes.cmudict import CMUdict
@@ -29,6 +30,7 @@ _ALL: tuple[Recipe, ...] = (
     Weather(),
     CartPole(),
     CMUdict(),
+    Bible(),
 )
 RECIPES: dict[str, Recipe] = {r.name: r for r in _ALL}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from retrograde.models.bodies import AttentionBody, RecurrentBody, SSMBody, TCNBody
+from retrograde.models.copying import CopyingSeq2Seq
 from retrograde.models.encoder import Encoder
 from retrograde.models.forecaster import Forecaster
 from retrograde.models.gpt import GPT
@@ -28,6 +29,7 @@ __all__ = [
     "TCN",
     "AttentionBody",
     "Classifier",
+    "CopyingSeq2Seq",
     "Encoder",
     "EventEmbedding",
     "Forecaster",

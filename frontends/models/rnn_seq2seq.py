@@ -93,12 +93,7 @@ class RNNSeq2Seq(Module):
     def initial(self, memory: Array, source_lengths: Array | None = None) -> Any:
         """The decoder's carry before the first token: tanh of the bridge of the mean memory."""
         flat = rnp.tanh(self.bridge(masked_mean(memory, source_lengths)))
-        width = self.mix.weight.shape[1]
-        parts = [flat[:, i * width : (i + 1) * width] for i in range(flat.shape[1] // width)]
-        count = len(self.decoder.forward)
-        if len(parts) == count:
-            return tuple(parts)
-        return tuple((parts[2 * i], parts[2 * i + 1]) for i in range(count))
+        return carries_of(flat, len(self.decoder.forward), self.mix.weight.shape[1])
 
     def decode(
         self,
@@ -128,3 +123,11 @@ class RNNSeq2Seq(Module):
     ) -> Array:
         memory = self.encode(source, source_lengths)
         return self.decode(tokens, memory, source_lengths, lengths)
+
+
+def carries_of(flat: Array, layers: int, width: int) -> Any:
+    """[B, n width] as the carries of so many layers, each of one array, or of two."""
+    parts = [flat[:, i * width : (i + 1) * width] for i in range(flat.shape[1] // width)]
+    if len(parts) == layers:
+        return tuple(parts)
+    return tuple((parts[2 * i], parts[2 * i + 1]) for i in range(layers))

@@ -82,6 +82,7 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "recurrent encoder and decoder": (
         lambda: models.RNNSeq2Seq(vocab=11, width=16, layers=1, source_vocab=7, seed=2), SOURCE
     ),
+    "copying": (lambda: models.CopyingSeq2Seq(vocab=11, width=16, seed=2), SOURCE),
     "never seen before": (Convolved, {}),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from retrograde.cli.commands import cli
 from retrograde.recipes import cartpole as acting
 from retrograde.runtime.data.sets import (
+    bible,
     brown,
     cartpole,
     cmudict,
@@ -40,6 +41,7 @@ def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(japanese_vowels, "load", small.speakers)
     monkeypatch.setattr(brown, "load", small.sentences)
     monkeypatch.setattr(cmudict, "load", small.dictionary)
+    monkeypatch.setattr(bible, "load", small.verses)
     monkeypatch.setattr(weather, "load", small.hours)
     logged = cartpole.load
     monkeypatch.setattr(cartpole, "load", lambda: logged(20))

@@ -8,7 +8,14 @@ import numpy as np
 
 from retrograde.cli.recipes import RECIPES
 from retrograde.cli.settings import Resolved, resolve
-from retrograde.runtime.data.sets import brown, cmudict, japanese_vowels, python_tokens, weather
+from retrograde.runtime.data.sets import (
+    bible,
+    brown,
+    cmudict,
+    japanese_vowels,
+    python_tokens,
+    weather,
+)
 
 # For each recipe: settings of a run that takes seconds, and inputs to predict from.
 TINY: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -20,8 +27,13 @@ TINY: dict[str, tuple[dict[str, Any], list[str]]] = {
     "cmudict": (
         {"width": 8, "batch": 6, "beams": 3, "test_words": 9, "dropout": 0.2}, ["abba", "cab"]
     ),
+    "bible": (
+        {"width": 8, "batch": 6, "merges": 60, "longest": 30, "beams": 2, "test_verses": 4},
+        ["And thou saith unto Adam.", "the thou"],
+    ),
 }  # fmt: skip
 WORDS = {"the": "at", "a": "at", "dog": "nn", "cat": "nn", "saw": "vbd", "ran": "vbd", ".": "."}
+TODAY = {"thou": "you", "hath": "has", "saith": "says", "unto": "to"}
 SOUNDS = {"a": "AH0", "b": "B", "c": "K"}
 
 
@@ -74,6 +86,18 @@ def dictionary() -> cmudict.CMUdict:
 
     parts = ([entry() for _ in range(count)] for count in (80, 20, 18))
     return cmudict.CMUdict(*parts, ("AH0", "B", "K", "S"))
+
+
+def verses() -> bible.Bible:
+    """Verses of a few words, of which four have others in their place."""
+    rng = np.random.default_rng(7)
+
+    def verse(number: int) -> bible.Verse:
+        old = rng.choice([*TODAY, "Adam", "the", "and"], int(rng.integers(2, 6))).tolist()
+        new = " ".join(TODAY.get(word, word) for word in old)
+        return bible.Verse(number, " ".join(old) + ".", new + ".")
+
+    return bible.Bible(*([verse(k) for k in range(count)] for count in (60, 12, 9)))
 
 
 def hours() -> weather.Weather:

@@ -27,6 +27,7 @@ SIZES = {
     "python-tags": {"T": 64},
     "brown-tags": {"T": 64},
     "cmudict": {"S": 16, "T": 17},
+    "bible": {"S": 64, "T": 64},
 }
 
 
@@ -111,7 +112,8 @@ def test_a_checkpoint_of_another_kind_is_refused(
 ) -> None:
     run("train", name, "--no-progress", "--steps", 1, *_options(name))
     folder = here / "runs" / f"{name}-1"
-    assert "can be generated" not in run("generate", folder, code=2).stderr
+    refused = run("generate", folder, code=2).stderr
+    assert "can generate text" in refused and f"retrograde predict {folder} INPUT" in refused
     path = folder / "checkpoint.json"
     noted = json.loads(path.read_text())
     noted["meta"]["run"]["settings"]["width"] = 16
@@ -130,6 +132,7 @@ def test_a_checkpoint_of_another_kind_is_refused(
         ("weather", "JFK 2014-11-10T06", "do not reach"),
         ("cartpole", "far", "a number"),
         ("cmudict", " ", "no letter"),
+        ("bible", " ", "no word"),
     ],
 )
 def test_what_is_no_input_is_refused(
