@@ -70,9 +70,7 @@ class CopyingSeq2Seq(Module):
         make = CELLS[one_of(cell, CELLS, "the cell")]
         numbers = source(seed)
         self.embedding = TokenEmbedding(vocab, width, seed=numbers)
-        self.encoder = make(
-            width, width, layers, bidirectional=True, dropout=dropout, seed=numbers
-        )
+        self.encoder = make(width, width, layers, bidirectional=True, dropout=dropout, seed=numbers)
         carries = layers * (2 if cell == "lstm" else 1)
         self.bridge = Linear(2 * width, carries * width, seed=numbers)
         self.decoder = make(width, width, layers, dropout=dropout, seed=numbers)
@@ -156,7 +154,10 @@ class CopyingSeq2Seq(Module):
             same = rnp.logical_and(same, rnp.less(places, source_lengths[:, None, None]))
         copied = rnp.logsumexp(rnp.where(same, scores, _CLOSED), axis=-1)
         copied = copied - rnp.logsumexp(scores, axis=-1)
-        made = -_nll(self.embedding.attend(x), targets)
+        # As one list of rows, x is put in order once, and not what is sixteen times as wide.
+        batch, time, width = x.shape
+        logits = self.embedding.attend(rnp.reshape(x, (batch * time, width)))
+        made = -rnp.reshape(_nll(logits, rnp.reshape(targets, (batch * time,))), (batch, time))
         found = -rnp.logaddexp(made - rnp.softplus(-odds), copied - rnp.softplus(odds))
         return found if lengths is None else within(found, lengths)
 

@@ -22,7 +22,6 @@ from retrograde.cli.recipe import Settings, Training, settings_of
 from retrograde.cli.settings import Setting
 from retrograde.compiler.errors import DataError
 from retrograde.recipes import pictures, task
-from retrograde.recipes.tagging import within
 from retrograde.recipes.task import Array, Evaluation, Saved, Task, Totals
 from retrograde.runtime.data.bpe import BytePairs
 from retrograde.runtime.data.padded import Buckets
@@ -32,9 +31,8 @@ END = "<end>"
 LENGTHS = {"source": "source_lengths", "tokens": "lengths", "targets": "lengths"}
 _TOGETHER = 32  # verses that are rewritten at once
 _WIDTHS = 32  # sources are padded to multiples of this, so that few programs serve all
-_WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
-_BOUND_LEFT = re.compile(r" ([.,;:!?)\]\u2019\u201d'])")
-_BOUND_RIGHT = re.compile(r"([(\[\u2018\u201c]) ")
+_WORD = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
+_CLOSING, _OPENING = frozenset(".,;:!?)]'"), frozenset("([")
 _LONG = (10, 20, 30, 40, 60)  # edges of the lengths in the picture, in words
 Words = list[str]
 
@@ -45,8 +43,15 @@ def words_of(verse: str) -> Words:
 
 
 def text_of(words: Sequence[str]) -> str:
-    """A verse as it is printed; a lone apostrophe is taken for the end of a quotation."""
-    return _BOUND_RIGHT.sub(r"\1", _BOUND_LEFT.sub(r"\1", " ".join(words)))
+    """A verse as it is printed.  Quotation marks open and close by turns, a last one closes."""
+    out, opened, glued = "", False, True
+    for k, word in enumerate(words):
+        marks = word == '"'
+        closes = word in _CLOSING or (marks and (opened or k == len(words) - 1))
+        out += word if glued or closes else f" {word}"
+        glued = word in _OPENING or (marks and not closes)
+        opened = opened != marks
+    return out
 
 
 def loss(
@@ -84,9 +89,9 @@ class Bible(Task):
             Setting("test_verses", 400, int, "verses of the test part that are evaluated"),
             *task.training_settings(3e-3, warmup=200, weight_decay=0.01, dropout=0.2),
         ),
-        steps=2200,
+        steps=1600,
         time_limit=560.0,
-        validate_every=500,
+        validate_every=400,
     )
 
     def build(self, settings: Settings) -> Training:
@@ -136,7 +141,7 @@ class Bible(Task):
         )
 
     def evaluate(self, saved: Saved) -> Evaluation:
-        """BLEU and edits of words on the test part: by beams, greedy, and of the verse as it was."""
+        """BLEU and edits of words on the test part: by beams, greedy, and of the verse itself."""
         data = data_set.load()
         # Spread over the books, in whose order the verses are.
         step = max(1, len(data.test) // saved.settings["test_verses"])

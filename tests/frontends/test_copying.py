@@ -35,9 +35,8 @@ def by_logits(model: Any, source: Any, tokens: Any, targets: Any, lengths: Any, 
 DATA = ids(3, 5), ids(3, 6, seed=1), ids(3, 6, seed=2), LENGTHS, ENDS
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_both_ways_to_the_likelihood_agree(cell: str) -> None:
-    model = wide(CopyingSeq2Seq(vocab=V, width=W, layers=2, cell=cell))
+def test_both_ways_to_the_likelihood_agree() -> None:
+    model = wide(CopyingSeq2Seq(vocab=V, width=W, cell="lstm"))
     found = [rg.jit(rg.value_and_grad(way))(model, *DATA) for way in (direct, by_logits)]
     for a, b in zip(*map(tree.leaves, found), strict=True):
         assert np.any(a)
@@ -55,10 +54,8 @@ def test_what_is_copied_is_in_the_source() -> None:
         for row, source, length in zip(chances, DATA[0], LENGTHS, strict=True):
             there = np.isin(np.arange(V), source[:length])
             assert not there.all()
-            reached = row > 1e-12
-            assert np.array_equal(reached, np.tile(there, (6, 1))) if name == "copies" else (
-                reached.all()
-            )
+            wanted = there if name == "copies" else np.ones(V, bool)
+            assert np.array_equal(row > 1e-12, np.tile(wanted, (6, 1)))
 
 
 def test_it_sees_the_source_within_its_length_and_its_past() -> None:
