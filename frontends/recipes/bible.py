@@ -144,7 +144,7 @@ class Bible(Task):
     def evaluate(self, saved: Saved) -> Evaluation:
         """BLEU and edits of words on the test part: by beams, greedy, and of the verse itself."""
         data = data_set.load()
-        count = min(saved.settings["test_verses"], len(data.test))
+        count = max(1, min(saved.settings["test_verses"], len(data.test)))
         # Spread over the books, in whose order the verses are.
         verses = [data.test[k * len(data.test) // count] for k in range(count)]
         sources = [words_of(v.kjv) for v in verses]
