@@ -29,6 +29,10 @@ class CharLSTM(CharText):
         threads=1,  # two wait for each other at every product of the loop
     )
 
+    def evaluation_length(self, settings: Settings) -> int:
+        """Longer than in training: what was read before is carried along, however long ago."""
+        return max(1024, settings["length"])
+
     def make_model(self, settings: Settings, vocab: int) -> Any:
         return rg.models.RNNLM(
             vocab=vocab,

@@ -1,7 +1,8 @@
-"""What the recipes for text have in common: a text, character by character -> batches, a model.
+"""What the recipes for text have in common: a text, token by token -> batches, a model.
 
-The text is a file, or the source of Python's standard library.  Invariant: validation text shares
-no token with training text, and the same settings and text give the same run.
+The text is a file, or the source of Python's standard library.  A token is a character, or a pair
+of bytes and more where a recipe says so.  Invariant: training, validation and test share no token,
+the tokens are those of the training text, and the same settings and text give the same run.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ import numpy.typing as npt
 
 import retrograde as rg
 from retrograde.cli import sampling
-from retrograde.cli.recipe import Settings, Training, Validation, settings_of
+from retrograde.cli.recipe import Batch, Settings, Training, Validation, settings_of
+from retrograde.cli.sampling import Tokens
 from retrograde.cli.settings import Setting
 from retrograde.compiler.errors import CheckpointError, DataError
 from retrograde.recipes.task import Evaluation, Saved, run_settings, with_tensors
 from retrograde.runtime.data import batches, text
 from retrograde.runtime.data.text import Vocabulary
 
-SAMPLE_CHARACTERS = 300
-_PROMPT = "def "
+SAMPLE_TOKENS = 300
+_PROMPT = "def"
 
 _SHAPE = (
     Setting("data", None, str, "a text file; Python's standard library", optional=True),
@@ -58,7 +60,7 @@ def text_settings(*own: Setting, **defaults: Any) -> tuple[Setting, ...]:
 
 
 class CharText(ABC):
-    """A recipe whose model learns a text character by character."""
+    """A recipe whose model learns a text token by token, characters if nothing else is said."""
 
     name: str
     settings: tuple[Setting, ...]
@@ -68,33 +70,42 @@ class CharText(ABC):
         """The model of these settings."""
 
     def longest(self, settings: Settings) -> int | None:
-        """The most characters that the model can look back on; None where there is no bound."""
+        """The most tokens that the model can look back on; None where there is no bound."""
         return None
+
+    def evaluation_length(self, settings: Settings) -> int:
+        """The tokens of a window of the evaluation."""
+        length: int = settings["length"]
+        return length
+
+    def tokens_of(self, training: str, settings: Settings) -> Tokens:
+        """The tokens that a text becomes."""
+        return Vocabulary.of(training, limit=max(1, settings["vocabulary"] - 1))
+
+    def tokens_from(self, data: Any) -> Tokens:
+        """The tokens that a checkpoint tells of; raises `DataError` for anything else."""
+        return Vocabulary.from_json(data)
 
     def build(self, settings: Settings) -> Training:
         """Reads the text, makes the model and its batches."""
-        source = settings["data"]
-        whole = text.stdlib_text() if source is None else text.read_text(source)
-        vocabulary = Vocabulary.of(whole, limit=max(1, settings["vocabulary"] - 1))
-        training, held_out = text.split(vocabulary.encode(whole))
+        parts = parts_of(settings)
+        vocabulary = self.tokens_of(parts.training, settings)
         windows = batches.Windows(
-            training, settings["batch"], settings["length"], settings["seed"]
+            vocabulary.encode(parts.training),
+            settings["batch"],
+            settings["length"],
+            settings["seed"],
         )
         # Made now, so that a text too short for one window is known before the training.
         kept = list(
             batches.evaluation_batches(
-                held_out,
+                vocabulary.encode(parts.validation),
                 settings["batch"],
                 settings["length"],
                 settings["validation_batches"],
             )
         )
-        longest = self.longest(settings)
-        ids = rg.spec("i32", "B", rg.dim("T", max=longest))
-        sizes = {"B": settings["batch"]}
-        if longest != 1:  # else T is the number 1
-            sizes["T"] = settings["length"]
-        model = self.make_model(settings, len(vocabulary))
+        specs, sizes = self._declared(settings, settings["length"])
         steps = max(1, settings["steps"])
         schedule = rg.optim.warmup_cosine(
             settings["learning_rate"],
@@ -103,19 +114,28 @@ class CharText(ABC):
             settings["learning_rate"] / 10,
         )
         return Training(
-            model=model,
+            model=self.make_model(settings, len(vocabulary)),
             loss=loss,
             optimizer=rg.optim.AdamW(
                 schedule, betas=(0.9, 0.99), weight_decay=settings["weight_decay"]
             ),
-            specs={"tokens": ids, "targets": ids},
+            specs=specs,
             at=sizes,
             batches=windows,
             clip_norm=settings["clip_norm"],
-            validate=Validation(loss, lambda: kept, {"tokens": ids, "targets": ids}, sizes),
+            validate=Validation(loss, lambda: kept, specs, sizes),
             sample=lambda model: sample(model, vocabulary, settings["seed"]),
             meta={"vocabulary": vocabulary.to_json()},
         )
+
+    def _declared(self, settings: Settings, length: int) -> tuple[dict[str, Any], dict[str, int]]:
+        """(the specs of a batch, the sizes to plan for)."""
+        longest = self.longest(settings)
+        ids = rg.spec("i32", "B", rg.dim("T", max=longest))
+        sizes = {"B": settings["batch"]}
+        if longest != 1:  # else T is the number 1
+            sizes["T"] = length
+        return {"tokens": ids, "targets": ids}, sizes
 
     def restore(self, tensors: Mapping[str, npt.NDArray[Any]], run: Mapping[str, Any]) -> Saved:
         """What a run of this recipe saved, for `evaluate`."""
@@ -123,74 +143,71 @@ class CharText(ABC):
         return Saved(model, run_settings(self.settings, run), vocabulary.to_json())
 
     def evaluate(self, saved: Saved) -> Evaluation:
-        """The likelihood of held-out text beside that of its characters by frequency alone.
+        """The likelihood of the whole test text beside that of its tokens by frequency alone.
 
-        A character that is not known is one token of its own, and its bytes count as all others."""
-        settings, vocabulary = saved.settings, Vocabulary.from_json(saved.noted)
-        training, held_out, size = held_out_text(settings, vocabulary)
-        kept = list(
-            batches.evaluation_batches(
-                held_out, settings["batch"], settings["length"], settings["validation_batches"]
-            )
-        )
-        longest = self.longest(settings)
-        ids = rg.spec("i32", "B", rg.dim("T", max=longest))
-        sizes = {"B": settings["batch"], **({"T": settings["length"]} if longest != 1 else {})}
-        specs = {"tokens": ids, "targets": ids}
+        It is told for each character and byte that the tokens stand for, so that models of other
+        tokens compare.  A character that is not known is one token of its own, and its bytes count
+        as all others."""
+        settings, vocabulary = saved.settings, self.tokens_from(saved.noted)
+        parts = parts_of(settings)
+        tokens = vocabulary.encode(parts.test)
+        length = max(1, min(self.evaluation_length(settings), tokens.size - 1))
+        kept: list[Batch] = list(batches.evaluation_batches(tokens, settings["batch"], length))
+        specs, sizes = self._declared(settings, length)
         nats = Validation(loss, lambda: kept, specs, sizes)(saved.model)["loss"]
-        counts = np.bincount(training, minlength=len(vocabulary)) + 1.0
+        counts = np.bincount(vocabulary.encode(parts.training), minlength=len(vocabulary)) + 1.0
         chances = np.log(counts / counts.sum())
         targets = np.concatenate([batch["targets"].ravel() for batch in kept])
         usual = float(-chances[targets].mean())
-        bytes_each = size / max(1, held_out.size)
+        content = sampling.content(vocabulary, parts.test, targets)
+        characters = _characters(content)
+        per = (characters / targets.size, len(content) / targets.size)
         return Evaluation(
-            "held-out",
-            _likelihood(nats, bytes_each),
-            {"by frequency": _likelihood(usual, bytes_each)},
-            text=f"{targets.size} characters, of {bytes_each:.4f} bytes each",
+            "test",
+            _likelihood(nats, *per),
+            {"by frequency": _likelihood(usual, *per)},
+            text=f"{targets.size} tokens, of {per[0]:.4f} characters and {per[1]:.4f} bytes each, "
+            f"in windows of {length}",
         )
 
     def from_checkpoint(
         self, tensors: Mapping[str, npt.NDArray[Any]], run: Mapping[str, Any]
-    ) -> tuple[Any, Vocabulary]:
-        """The model and vocabulary that a run of this recipe saved."""
+    ) -> tuple[Any, Tokens]:
+        """The model and the tokens that a run of this recipe saved."""
         values = run_settings(self.settings, run)
         try:
-            vocabulary = Vocabulary.from_json(run.get("vocabulary"))
+            vocabulary = self.tokens_from(run.get("vocabulary"))
         except DataError as error:
             raise CheckpointError(f"the checkpoint does not describe its run: {error}") from error
         return with_tensors(self.make_model(values, len(vocabulary)), tensors), vocabulary
 
 
-def held_out_text(
-    settings: Settings, vocabulary: Vocabulary
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]:
-    """The tokens of training and of held-out text, and how many bytes the latter has."""
+def parts_of(settings: Settings) -> text.Parts:
+    """The text of a run: the standard library by files, or a file in stripes."""
     source = settings["data"]
-    whole = text.stdlib_text() if source is None else text.read_text(source)
-    training, held_out = text.split(vocabulary.encode(whole))
-    points = np.frombuffer(whole.encode("utf-32-le", "surrogatepass"), np.uint32)
-    # The bytes of a character in UTF-8, split in the same way.
-    _, sizes = text.split(np.searchsorted([0x80, 0x800, 0x10000], points, side="right") + 1)
-    return training, held_out, int(sizes.sum())
+    return text.stdlib_parts() if source is None else text.text_parts(text.read_text(source))
 
 
-def _likelihood(nats: float, bytes_each: float) -> dict[str, float]:
+def _characters(content: bytes) -> int:
+    """How many characters begin in some UTF-8."""
+    return int(np.count_nonzero((np.frombuffer(content, np.uint8) & 0xC0) != 0x80))
+
+
+def _likelihood(nats: float, characters: float, size: float) -> dict[str, float]:
+    """Figures of a text whose tokens have so many nats, characters and bytes each."""
     return {
-        "nats a character": nats,
-        "bits a byte": nats / math.log(2.0) / bytes_each,
+        "nats a character": nats / characters,
+        "bits a byte": nats / math.log(2.0) / size,
         "perplexity": math.exp(nats),
     }
 
 
 def loss(model: Any, tokens: Any, targets: Any) -> Any:
-    """The mean cross-entropy of the next character, in nats."""
+    """The mean cross-entropy of the next token, in nats."""
     return rg.losses.cross_entropy(model(tokens), targets)
 
 
-def sample(model: Any, vocabulary: Vocabulary, seed: int) -> str:
+def sample(model: Any, vocabulary: Tokens, seed: int) -> str:
     """Some text in the model's own words."""
     options = sampling.Sampling(temperature=0.8, top_p=0.95, seed=seed)
-    return _PROMPT + "".join(
-        sampling.text(model, vocabulary, _PROMPT, SAMPLE_CHARACTERS, options)
-    )
+    return _PROMPT + "".join(sampling.text(model, vocabulary, _PROMPT, SAMPLE_TOKENS, options))

@@ -99,7 +99,7 @@ def train(recipe: str, **options: Any) -> None:
 @cli.command()
 @click.argument("checkpoint", required=False)
 @click.option("--prompt", default="", help="The text to go on from.")
-@click.option("--tokens", default=400, show_default=True, help="How many characters to make.")
+@click.option("--tokens", default=400, show_default=True, help="Characters or byte pairs to make.")
 @click.option("--temperature", default=0.8, show_default=True, help="0: always the likeliest.")
 @click.option("--top-k", type=int, help="Choose among the k likeliest.")
 @click.option("--top-p", type=float, help="Choose among the likeliest that make up p.")

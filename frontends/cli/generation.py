@@ -8,6 +8,7 @@ from retrograde.cli import sampling
 from retrograde.cli.char_text import CharText
 from retrograde.cli.evaluation import opened
 from retrograde.compiler.errors import CheckpointError, DataError
+from retrograde.runtime.data.text import Vocabulary
 
 
 def run(
@@ -30,7 +31,8 @@ def run(
         model, vocabulary = recipe.from_checkpoint(tensors, of)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    unknown = sorted(set(prompt) - set(vocabulary.characters))
+    known = vocabulary.characters if isinstance(vocabulary, Vocabulary) else prompt
+    unknown = sorted(set(prompt) - set(known))
     if unknown:
         click.echo(
             f"retrograde: the model does not know {' '.join(map(repr, unknown))}", err=True

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import retrograde as rg
+from retrograde.cli.bpe_gpt import BPEGPT
 from retrograde.cli.char_gpt import CharGPT
 from retrograde.cli.char_lstm import CharLSTM
 from retrograde.cli.recipe import Recipe, Training
@@ -24,6 +25,7 @@ from retrograde.recipes.weather import Weather
 _ALL: tuple[Recipe, ...] = (
     CharGPT(),
     CharLSTM(),
+    BPEGPT(),
     JapaneseVowels(),
     PythonTags(),
     BrownTags(),

@@ -1,7 +1,7 @@
 """Text for language models: files or Python's own source -> characters -> int32 tokens.
 
-Invariant: the same text gives the same vocabulary, tokens and split on every run; a character that
-is not in the vocabulary becomes `UNKNOWN`, never an error.
+Invariant: the same text gives the same vocabulary, tokens and parts on every run; a character that
+is not in the vocabulary becomes `UNKNOWN`, never an error; no passage is in two parts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrograde.compiler.errors import DataError
+from retrograde.runtime.data.splits import Part, part_of
 
 UNKNOWN = "\ufffd"  # token 0 of every vocabulary
 
@@ -41,14 +42,23 @@ def stdlib_text() -> str:
     All `.py` files without tests and installed packages, by relative path, joined with a newline.
     Files that are not UTF-8 are left out.  Raises `DataError` on a Python without its sources.
     """
+    return "\n".join(_stdlib().values())
+
+
+def _stdlib() -> dict[str, str]:
+    """Path below the library's folder -> source, in the order of paths."""
     root = Path(sysconfig.get_path("stdlib"))
-    parts = [text for file in source_files(root) if (text := _decoded(file))]
-    if not parts:
+    found = {
+        file.relative_to(root).as_posix(): text
+        for file in source_files(root)
+        if (text := _decoded(file))
+    }
+    if not found:
         raise DataError(
             f"{root}: this Python comes without the source of its standard library. "
             "Train on a text of your own: --data FILE."
         )
-    return "\n".join(parts)
+    return found
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -195,7 +205,7 @@ def _code_points(text: str) -> Iterator[tuple[int, npt.NDArray[np.uint32]]]:
         yield start, np.frombuffer(encoded, "<u4")
 
 
-# --- training and validation
+# --- parts
 
 
 def split(
@@ -215,18 +225,61 @@ def split(
         raise DataError(f"the validation part must lie between 0 and 1, not {validation}")
     if blocks < 1:
         raise DataError(f"blocks must be at least 1, not {blocks}")
-    count = max(1, min(blocks, int(tokens.size * validation) // _BLOCK_TOKENS))
-    edges = [tokens.size * index // count for index in range(count + 1)]
-    training: list[npt.NDArray[Any]] = []
-    held_out: list[npt.NDArray[Any]] = []
-    for start, end in pairwise(edges):
-        middle = end - round((end - start) * validation)
-        training.append(tokens[start:middle])
-        held_out.append(tokens[middle:end])
-    parts = np.concatenate(training), np.concatenate(held_out)
+    stripes = _stripes(tokens.size, validation, blocks)
+    parts = (
+        np.concatenate([tokens[start:middle] for start, middle, _ in stripes]),
+        np.concatenate([tokens[middle:end] for _, middle, end in stripes]),
+    )
     if not all(part.size for part in parts):
         raise DataError(
             f"{tokens.size} tokens are too few to hold out {validation:.0%} of them; "
             "use a longer text"
+        )
+    return parts
+
+
+def _stripes(size: int, held_out: float, blocks: int) -> list[tuple[int, int, int]]:
+    """(start, where what is held out begins, end) of each stripe."""
+    count = max(1, min(blocks, int(size * held_out) // _BLOCK_TOKENS))
+    edges = [size * index // count for index in range(count + 1)]
+    return [(a, b - round((b - a) * held_out), b) for a, b in pairwise(edges)]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A text to train on, one to validate on, and one to judge by at the end."""
+
+    training: str
+    validation: str
+    test: str
+
+
+def stdlib_parts() -> Parts:
+    """The standard library (see `stdlib_text`), each file in one part as a whole.
+
+    The hash of a file's path decides: a twentieth of the files is for validation, another one for
+    the test.
+    """
+    texts: dict[Part, list[str]] = {"training": [], "validation": [], "test": []}
+    for path, content in _stdlib().items():
+        texts[part_of(path)].append(content)
+    return Parts(**{part: "\n".join(contents) for part, contents in texts.items()})
+
+
+def text_parts(text: str, held_out: float = 0.1, blocks: int = 16) -> Parts:
+    """One text in stripes, as `split` cuts it; the ends of the stripes are, half and half, for
+    validation and the test.  Raises `DataError` where a part would be empty.
+    """
+    training, validation, test = [], [], []
+    for start, middle, end in _stripes(len(text), held_out, blocks):
+        half = (middle + end) // 2
+        training.append(text[start:middle])
+        validation.append(text[middle:half])
+        test.append(text[half:end])
+    parts = Parts("".join(training), "".join(validation), "".join(test))
+    if not (parts.training and parts.validation and parts.test):
+        raise DataError(
+            f"the text is too short: of {len(text)} characters {held_out:.0%} are held out, for "
+            "validation and for a test. Use a longer text."
         )
     return parts

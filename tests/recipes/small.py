@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,15 @@ TINY: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["And thou saith unto Adam.", "the thou"],
     ),
 }  # fmt: skip
+# The same for the recipes of text, which learn a file (`writing`).
+TEXTS: dict[str, dict[str, Any]] = {
+    "char-gpt": {"width": 8, "heads": 2, "layers": 1, "batch": 5, "length": 9, "dropout": 0.1},
+    "char-lstm": {"width": 8, "batch": 5, "length": 9, "dropout": 0.1},
+    "bpe-gpt": {
+        "width": 8, "heads": 2, "layers": 1, "batch": 5, "length": 9, "dropout": 0.1,
+        "vocabulary": 270,
+    },
+}
 WORDS = {"the": "at", "a": "at", "dog": "nn", "cat": "nn", "saw": "vbd", "ran": "vbd", ".": "."}
 TODAY = {"thou": "you", "hath": "has", "saith": "says", "unto": "to"}
 SOUNDS = {"a": "AH0", "b": "B", "c": "K"}
@@ -39,13 +49,23 @@ SOUNDS = {"a": "AH0", "b": "B", "c": "K"}
 
 def pairs(name: str, **more: Any) -> list[str]:
     """`name=value` of each setting that makes a recipe small."""
-    given = {"warmup": 2, "learning_rate": 0.01, "threads": 1, **TINY[name][0], **more}
+    own = TEXTS[name] if name in TEXTS else TINY[name][0]
+    given = {"warmup": 2, "learning_rate": 0.01, "threads": 1, **own, **more}
     return [f"{key}={value}" for key, value in given.items()]
 
 
 def settings(name: str, **more: Any) -> Resolved:
     """The settings of a recipe, as small as can be."""
     return resolve(RECIPES[name].settings, name, {}, pairs(name, **more), environment={})
+
+
+def writing(folder: Path) -> str:
+    """The path of a text of some 8000 characters of one to four bytes."""
+    words = ["the", "lazy", "f\u00fcr", "\u00fcber", "dog\u2014", "\U0001d6fc\U0001d6fd", "\n"]
+    chosen = np.random.default_rng(0).choice(words, 2000)
+    path = folder / "writing.txt"
+    path.write_text(" ".join(chosen), encoding="utf-8")
+    return str(path)
 
 
 def speakers() -> japanese_vowels.JapaneseVowels:

@@ -141,35 +141,3 @@ def test_what_is_no_input_is_refused(
     if not (here / "runs").exists():
         run("train", name, "--no-progress", "--steps", 1, *_options(name))
     assert said in run("predict", "-", text, code=2).stderr
-
-
-def test_text_is_evaluated_in_nats_and_in_bits_for_each_of_its_bytes(
-    run: Callable[..., Any], here: Path
-) -> None:
-    words = np.random.default_rng(0).choice(["für", "über", "the", "lazy", "dog—", "𝛼𝛽"], 3000)
-    (here / "text.txt").write_text(" ".join(words), encoding="utf-8")
-    options = [
-        "batch=4",
-        "length=16",
-        "width=8",
-        "validation_batches=3",
-        "warmup=2",
-        "learning_rate=0.03",
-    ]
-    run(
-        "train", "char-lstm", "--data", "text.txt", "--steps", 60, "--no-progress",
-        *(part for pair in options for part in ("--set", pair)),
-    )  # fmt: skip
-    shown = run("evaluate").output
-    folder = here / "runs" / "char-lstm-1"
-    found = json.loads((folder / "evaluation.json").read_text())
-    figures, usual = found["figures"], found["baselines"]["by frequency"]
-    last = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    validated = [r["validation_loss"] for r in last if "validation_loss" in r][-1]
-    assert figures["nats a character"] == pytest.approx(validated, rel=1e-6)
-    size = float(shown.split(" bytes each")[0].rsplit(" ", 1)[-1])
-    text = (here / "text.txt").read_text(encoding="utf-8")
-    assert size == pytest.approx(len(text.encode()) / len(text), rel=0.1) and size > 1.2
-    bits = figures["nats a character"] / np.log(2) / size
-    assert figures["bits a byte"] == pytest.approx(bits, rel=1e-3)
-    assert figures["nats a character"] < usual["nats a character"] < np.log(40)

@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 
 from retrograde.compiler.errors import DataError
 from retrograde.runtime.data import text as texts
-from retrograde.runtime.data.text import UNKNOWN, Vocabulary, read_text, split, stdlib_text
+from retrograde.runtime.data.text import (
+    UNKNOWN,
+    Vocabulary,
+    read_text,
+    split,
+    stdlib_parts,
+    stdlib_text,
+    text_parts,
+)
 
 # --- sources
 
@@ -246,3 +254,52 @@ def test_split_refusals() -> None:
     for size in (0, 1, 3):
         with pytest.raises(DataError, match=f"{size} tokens are too few"):
             split(np.arange(size))
+
+
+# --- three parts
+
+
+@given(size=st.integers(30, 60_000), held_out=st.floats(0.1, 0.9), blocks=st.integers(1, 20))
+def test_parts_of_a_text_share_nothing(size: int, held_out: float, blocks: int) -> None:
+    text = "".join(map(chr, range(size)))  # each character once
+    parts = text_parts(text, held_out, blocks)
+    assert sorted(parts.training + parts.validation + parts.test) == list(text)
+    assert abs(len(parts.validation) - len(parts.test)) <= blocks
+    told = split(np.arange(size), held_out, blocks)
+    assert [ord(c) for c in parts.training] == told[0].tolist()  # both cut alike
+
+
+def test_a_text_too_short_for_three_parts() -> None:
+    for text in ("", "a", "too short"):
+        with pytest.raises(DataError, match=f"too short: of {len(text)} characters"):
+            text_parts(text)
+
+
+def test_files_of_the_library_are_in_one_part_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts.sysconfig, "get_path", lambda _: str(tmp_path))
+
+    def parts() -> dict[str, set[str]]:
+        found = stdlib_parts()
+        every = {name: getattr(found, name) for name in ("training", "validation", "test")}
+        return {name: set(part.split("\n")) for name, part in every.items()}
+
+    for k in range(200):
+        (tmp_path / f"m{k}.py").write_text(f"x = {k}")
+    before = parts()
+    assert set.union(*before.values()) == {f"x = {k}" for k in range(200)}
+    assert sum(map(len, before.values())) == 200
+    assert 3 <= len(before["test"]) <= 20 and 3 <= len(before["validation"]) <= 20
+    for k in range(0, 200, 2):  # what is not there, or is new, moves no other file
+        (tmp_path / f"m{k}.py").rename(tmp_path / f"other{k}.py")
+    after = parts()
+    for name, lines in before.items():
+        odd = {line for line in lines if int(line[4:]) % 2}
+        assert odd <= after[name]
+
+
+def test_the_parts_of_the_library_are_large_enough_to_judge_by() -> None:
+    parts = stdlib_parts()
+    assert len(parts.training) > 4e6
+    assert len(parts.validation) > 2e5 and len(parts.test) > 2e5
