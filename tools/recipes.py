@@ -54,6 +54,7 @@ RUNS = (
     Run("cartpole", "mean return", "logged", ">= 450"),
     Run("char-lstm", "nats a character", "by frequency", "<= 1.3", settings=_LSTM),
     Run("char-lstm", "bits a byte", "by frequency", "", settings=_LSTM),
+    Run("char-gpt", "bits a byte", "by frequency", "", settings=("time_limit=none",)),
     Run("bpe-gpt", "bits a byte", "by frequency", "", settings=("time_limit=none",)),
 )
 

@@ -31,7 +31,8 @@ class CharLSTM(CharText):
 
     def evaluation_length(self, settings: Settings) -> int:
         """Longer than in training: what was read before is carried along, however long ago."""
-        return max(1024, settings["length"])
+        length: int = settings["length"]
+        return max(1024, length)
 
     def make_model(self, settings: Settings, vocab: int) -> Any:
         return rg.models.RNNLM(

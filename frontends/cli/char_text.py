@@ -27,7 +27,7 @@ from retrograde.runtime.data import batches, text
 from retrograde.runtime.data.text import Vocabulary
 
 SAMPLE_TOKENS = 300
-_PROMPT = "def"
+_PROMPT = "def "
 
 _SHAPE = (
     Setting("data", None, str, "a text file; Python's standard library", optional=True),
@@ -210,4 +210,6 @@ def loss(model: Any, tokens: Any, targets: Any) -> Any:
 def sample(model: Any, vocabulary: Tokens, seed: int) -> str:
     """Some text in the model's own words."""
     options = sampling.Sampling(temperature=0.8, top_p=0.95, seed=seed)
-    return _PROMPT + "".join(sampling.text(model, vocabulary, _PROMPT, SAMPLE_TOKENS, options))
+    # A byte pair begins with the blank before a word, so there the prompt ends without one.
+    prompt = _PROMPT if isinstance(vocabulary, Vocabulary) else _PROMPT.rstrip()
+    return prompt + "".join(sampling.text(model, vocabulary, prompt, SAMPLE_TOKENS, options))
