@@ -26,6 +26,8 @@ class BPEGPT(CharGPT):
         Setting("layers", 4, int, "blocks of the model"),
         Setting("heads", 4, int, "of attention"),
         Setting("vocabulary", 1024, int, "most tokens: 256 bytes, and pairs that are frequent"),
+        batch=16,
+        tied=True,  # the table of so many tokens is half of the model
         steps=2500,
         time_limit=180.0,
         validate_every=500,
