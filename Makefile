@@ -31,7 +31,7 @@ JAX := $(shell sed -n 's/.*"\(jax>=[^"]*\)".*/\1/p' pyproject.toml)
 train: $(VENV)/run.stamp
 	$(BIN)/retrograde train char-gpt
 
-# Some ten minutes in all, each at most ten; the data are downloaded the first time.
+# Some twenty minutes in all, each at most ten; the data are downloaded the first time.
 recipes: $(VENV)/test.stamp
 	$(BIN)/python tools/recipes.py $(ARGS)
 
