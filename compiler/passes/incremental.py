@@ -9,6 +9,8 @@ are those of the whole sequence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from retrograde.compiler.errors import UnsupportedError
 from retrograde.compiler.ir.dims import Dim, Symbol
 from retrograde.compiler.ir.graph import Graph
@@ -21,24 +23,30 @@ __all__ = ["CAPACITY", "NEW", "Incremental", "State", "incremental"]
 
 
 def incremental(
-    graph: Graph, time: Symbol, tokens: int, batch: Dim, *, beams: bool = False
+    graph: Graph,
+    time: Symbol,
+    tokens: int,
+    batch: Dim,
+    *,
+    beams: bool = False,
+    known: Sequence[int] = (),
 ) -> Incremental:
     """The incremental program of a graph whose input `tokens` is [B, T] and whose output is
-    [B, T, ...].  With `beams`, rows go on from the rows that an input `parents` names.
+    [B, T, ...].  The inputs `known` are [B, T, ...] as well, and fed with the tokens.  With
+    `beams`, rows go on from the rows that an input `parents` names.
 
     UnsupportedError, naming the line, where an output depends on later steps, or no rule is known
     that makes it step by step."""
     seen = Dependence.of(graph, time)
     flat = seen.graph
     (logits,) = flat.outputs
-    given = flat.inputs[tokens]
-    others = [v for v in flat.inputs if v is not given and holds(v.shape, time.name)]
-    if others:
-        i = flat.inputs.index(others[0])
-        raise UnsupportedError(
-            f"the input {flat.input_names[i] or i} has as many steps as there will be tokens: "
-            "only tokens are fed step by step"
-        )
+    fed = (tokens, *known)
+    for i, v in enumerate(flat.inputs):
+        if i not in fed and holds(v.shape, time.name):
+            raise UnsupportedError(
+                f"the input {flat.input_names[i] or i} has as many steps as there will be tokens: "
+                "what grows with the text is fed with it, step by step; give it by known="
+            )
     refuse([seen.leak(logits)], "so it cannot be computed one step at a time")
     axes = seen.axes.of[logits]
     if logits in seen.axes.strange or len(axes) != 1 or not next(iter(axes.values())).plain:
@@ -46,8 +54,8 @@ def incremental(
             f"{graph.name} returns {logits.type}: one step at a time it makes one time axis, as in "
             "logits [B, T, V]"
         )
-    roled = Roled(seen, given, time)
+    roled = Roled(seen, tuple(flat.inputs[i] for i in fed), time)
     roled.want(logits, {a: 0 for a in axes})
     for node in reversed(flat.nodes):
         roled.follow(node)
-    return emitted(roled, logits, tokens, batch, beams)
+    return emitted(roled, logits, batch, beams)

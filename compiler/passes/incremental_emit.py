@@ -46,10 +46,10 @@ class State:
 
 @dataclass(frozen=True)
 class Incremental:
-    """`step`: (state, tokens [B, N], maybe parents [B]) -> (new state, logits [B, N, ...]); output
-    i replaces input i of the state.  `first`: (inputs of the original graph, those at
-    `first_given`, then rows [B], whose numbers do not matter) -> what state begins with; None where
-    no state needs it."""
+    """`step`: (state, tokens [B, N], what is known with them [B, N, ...], maybe parents [B]) ->
+    (new state, logits [B, N, ...]); output i replaces input i of the state.  `first`: (inputs of
+    the original graph, those at `first_given`, then rows [B], whose numbers do not matter) -> what
+    state begins with; None where no state needs it."""
 
     step: Graph
     first: Graph | None
@@ -61,17 +61,16 @@ class Incremental:
         return [s for s in self.state if s.kind == "cache"]
 
 
-def emitted(roled: Roled, logits: Value, tokens: int, batch: Dim, beams: bool) -> Incremental:
+def emitted(roled: Roled, logits: Value, batch: Dim, beams: bool) -> Incremental:
     """The graphs of `incremental`."""
-    return _Emitter(roled, tokens, batch, beams).run(logits)
+    return _Emitter(roled, batch, beams).run(logits)
 
 
 class _Emitter(NodeRules):
-    def __init__(self, roled: Roled, tokens: int, batch: Dim, beams: bool) -> None:
+    def __init__(self, roled: Roled, batch: Dim, beams: bool) -> None:
         self.roled = roled
         self.flat = roled.seen.graph
         self.batch = batch
-        self.tokens = tokens
         self.b = Builder(self.flat.name, Expr)
         self.made: dict[tuple[Value, Roles], Expr] = {}
         self.fixed: dict[Value, Expr] = {}  # what does not depend on time
@@ -86,20 +85,18 @@ class _Emitter(NodeRules):
         self.start: Expr
 
     def run(self, logits: Value) -> Incremental:
-        given = self.flat.inputs[self.tokens]
-        shape = tuple(
-            dims.dim(NEW) if a in self.roled.seen.axes.of[given] else d
-            for a, d in enumerate(given.shape)
-        )
         with self.b:
-            fed = self.b.input(TensorType(given.dtype, shape), "tokens")
-            self.fed.append(fed)
+            for v in self.roled.fed:
+                type = TensorType(v.dtype, self._new_steps(v))
+                self.fed.append(self.b.input(type, self._input_name(v)))
+            given = list(zip(self.roled.fed, self.fed, strict=True))
             if self.beams:
                 self.parents = self.b.input(TensorType(dtypes.i64, (self.batch,)), "parents")
                 self.fed.append(self.parents)
             self.start = self._state("start", "start", TensorType(dtypes.i64))
             self.new[0] = self.start + cast(dim_number(dims.dim(NEW)), dtypes.i64)
-            self._value(given, None, fed)
+            for v, x in given:
+                self._value(v, None, x)
             for node in self.flat.nodes:
                 if any(v in self.roled.wanted for v in node.outputs):
                     with self.b.located(node.loc, node.scope, node.origin):
@@ -107,6 +104,16 @@ class _Emitter(NodeRules):
             axis = next(iter(self.roled.seen.axes.of[logits]))
             out = self.made[logits, ((axis, 0),)]
         return self._finished(out)
+
+    def _new_steps(self, v: Value) -> tuple[Dim, ...]:
+        times = self.roled.seen.axes.of[v]
+        return tuple(dims.dim(NEW) if a in times else d for a, d in enumerate(v.shape))
+
+    def _input_name(self, v: Value) -> str:
+        return self.flat.input_names[self.flat.inputs.index(v)]
+
+    def _named(self, kind: str, v: Value, node: Node | None) -> str:
+        return self._label(kind, node, "" if node is not None else self._input_name(v))
 
     def _finished(self, out: Expr) -> Incremental:
         names = dict(zip((id(v) for v in self.b.inputs), self.b.input_names, strict=True))
@@ -245,7 +252,7 @@ class _Emitter(NodeRules):
         new = self.made[v, ((axis, 0),)]
         shape = tuple(dims.dim(CAPACITY) if a == axis else d for a, d in enumerate(v.shape))
         at = len(self.state)
-        old = self._state("cache", self._label("cache", node), TensorType(v.dtype, shape))
+        old = self._state("cache", self._named("cache", v, node), TensorType(v.dtype, shape))
         first = (axis, *(a for a in range(new.ndim) if a != axis))
         rows = lookup("transpose")(new, perm=first) if axis else new
         out: Expr = lookup("scatter_set")(
@@ -260,7 +267,7 @@ class _Emitter(NodeRules):
         new = self.made[v, ((axis, 0),)]
         shape = tuple(most if a == axis else d for a, d in enumerate(v.shape))
         at = len(self.state)
-        old = self._state("tail", self._label("last steps of", node), TensorType(v.dtype, shape))
+        old = self._state("tail", self._named("last steps of", v, node), TensorType(v.dtype, shape))
         both = lookup("concatenate")(old, new, axis=axis)
         count = dims.dim(NEW)
         self.new[at] = self._cut(both, axis, count, count + most)

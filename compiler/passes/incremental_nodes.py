@@ -55,9 +55,8 @@ class NodeRules(ABC):
     def _plain(self, v: Value) -> Expr:
         """A value without time."""
 
-    def _label(self, kind: str, node: Node | None) -> str:
-        place = "tokens" if node is None else node.place or node.op.name
-        return f"{kind} {place}"
+    def _label(self, kind: str, node: Node | None, of: str = "") -> str:
+        return f"{kind} {of if node is None else node.place or node.op.name}"
 
     def _along(self, x: Expr, places: Expr, axis: int) -> Expr:
         """The elements at `places` [n] along an axis."""

@@ -1,7 +1,7 @@
 """In which roles values are wanted, from the logits backwards: new steps, or all steps.
 
 Every time axis of every value is wanted as the new steps, moved by some places (an int), or as ALL
-steps up to a capacity.  Where all steps are wanted of what depends on the tokens, a cache holds
+steps up to a capacity.  Where all steps are wanted of what depends on the text, a cache holds
 them; earlier places come from the last few steps; running sums go on from the last one.  What no
 rule is known for is computed from all steps again.  Invariant: what is cached was proven to depend
 on the steps up to its own alone.
@@ -42,14 +42,14 @@ class Roled:
     """The flattened graph, and in which roles its values are wanted."""
 
     seen: Dependence
-    tokens: Value
+    fed: tuple[Value, ...]  # the inputs that grow with the text, tokens first
     time: Symbol
     wanted: dict[Value, dict[Roles, Wanted]] = field(default_factory=dict)
     timed: set[Value] = field(default_factory=set)
     nodes_of: dict[Value, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.timed = {self.tokens}
+        self.timed = set(self.fed)
         for node in self.seen.graph.nodes:
             attrs = (x for x in node.attrs.values())
             if (
@@ -63,9 +63,9 @@ class Roled:
     def axes(self, v: Value) -> list[int]:
         return sorted(self.seen.axes.of[v])
 
-    def on_tokens(self, v: Value) -> bool:
-        """Whether the value depends on the tokens."""
-        return self.tokens in self.seen.sees[v]
+    def on_text(self, v: Value) -> bool:
+        """Whether the value depends on what is fed."""
+        return any(x in self.seen.sees[v] for x in self.fed)
 
     # --- the way back
 
@@ -87,7 +87,7 @@ class Roled:
 
     def _how(self, v: Value, roles: dict[int, Role]) -> Wanted:
         node = self.nodes_of.get(v)
-        if len(roles) == 1 and self.on_tokens(v):
+        if len(roles) == 1 and self.on_text(v):
             ((axis, role),) = roles.items()
             time = self.seen.axes.of[v][axis]
             keeps = time.plain and time.extra == 0 and self.seen.causal(v)
@@ -146,7 +146,8 @@ class Roled:
         if name == "scan":
             self._scan(node, roles)
         elif name == "iota":
-            return
+            if not self.seen.axes.of[v][0].plain:
+                raise self.refused(v, "counts several places a step")
         elif name == "dim_value":
             raise self.refused(v, "is the number of steps")
         elif name == "slice":

@@ -23,6 +23,7 @@ from retrograde.compiler.ir.graph import TensorType
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.passes.incremental import CAPACITY, NEW, Incremental, incremental
 from retrograde.execution import Runnable, checked_backend, runnable, tracing_for
+from retrograde.generation import known as beside
 from retrograde.precision import checked_precision
 from retrograde.specs import Spec, dim, is_spec
 from retrograde.traces import Declared
@@ -39,9 +40,11 @@ _LEAST = (1, 16, 256)  # sizes that a function which needs several steps is trac
 class Decoder:
     """A compiled model that is fed tokens [B, N] and tells logits [B, N, V].
 
-    `call(model, tokens, **context)`, by default `model(tokens, **context)`, is the function.
+    `call(model, tokens, **context, **known)`, by default `model(tokens, ...)`, is the function.
     `context` has arrays, or specs, that do not grow with the text, such as the source of a
-    translation: their first axis counts rows where it is as long as `rows`, or named "B".
+    translation: their first axis counts rows where it is as long as `rows`, or named "B".  `known`
+    has arrays or specs of what is given with each token, [B, P, ...]: only their dtypes and the
+    sizes behind P matter here.
     `longest`: the most tokens that the model can look at, by default its `context` if it has one.
     With `cached=False` every step computes the whole text again.
 
@@ -53,6 +56,7 @@ class Decoder:
         call: Call | None = None, longest: int | None = None, backend: str = "auto",
         threads: int | None = None, beams: bool = False, cached: bool = True,
         precision: str | None = None, dtype: str = "i32",
+        known: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.call = call or usual_call
         self.longest = longest_of(model) if longest is None else longest
@@ -61,14 +65,16 @@ class Decoder:
         self.dtype = dtypes.dtype(dtype)
         model = _evaluated(model)
         self._context = _specs(context or {}, rows)
+        self._known = beside.named(known)
         self._declared, self._traced = self._trace(model, checked_precision(precision))
         graph = self._traced.graph
         self._tokens = sum(is_spec(x) for x in tree.leaves(model))
+        self._beside = range(self._tokens + 1, self._tokens + 1 + len(tree.leaves(self._known)))
         self._made: Incremental | None = None
         if cached:
             symbol = graph.symbols()[TIME]
             self._made = incremental(
-                graph, symbol, self._tokens, dims.dim(BATCH), beams=beams
+                graph, symbol, self._tokens, dims.dim(BATCH), beams=beams, known=self._beside
             )
         self._idle: list[Runnable] = []
         self._run = self._compiled()
@@ -76,6 +82,11 @@ class Decoder:
         self._first = None
         if self._made is not None and self._made.first is not None:
             self._first = runnable(self._made.first, {}, self.backend, threads)
+
+    @property
+    def known_types(self) -> list[TensorType]:
+        """What is given with the tokens, [B, T, ...] each."""
+        return [self._declared.types[i] for i in self._beside]
 
     def _compiled(self) -> Runnable:
         if self._made is None:
@@ -86,8 +97,8 @@ class Decoder:
         return runnable(self._made.step, at, self.backend, self.threads)
 
     def _trace(self, model: Any, half: Any) -> tuple[Declared, Traced]:
-        def stepwise(model: Any, tokens: Any, context: Any) -> Any:
-            return self.call(model, tokens, **context)
+        def stepwise(model: Any, tokens: Any, known: Any, context: Any) -> Any:
+            return self.call(model, tokens, **context, **known)
 
         top = None if self.longest is None or self.longest < 2 else self.longest
         misfit: ShapeError | None = None
@@ -95,9 +106,9 @@ class Decoder:
             if top is not None and least >= top and misfit is not None:
                 break
             steps = dim(TIME, min=least, max=top)
-            declared = Declared.of(
-                stepwise, (model, Spec(self.dtype, (dim(BATCH), steps)), self._context), half
-            )
+            known = beside.declared(self._known, dim(BATCH), steps)
+            tokens = Spec(self.dtype, (dim(BATCH), steps))
+            declared = Declared.of(stepwise, (model, tokens, known, self._context), half)
             try:
                 with tracing_for(self.backend):
                     traced, _ = declared.trace()
@@ -128,9 +139,13 @@ class Decoder:
         return self._idle.pop() if self._idle else self._run.clone()
 
     def _arrays(self, model: Any, rows: int, context: Mapping[str, Any]) -> list[Array]:
-        """The inputs of the graph, with nothing for the tokens."""
+        """The inputs of the graph, with nothing for what is fed."""
         blank = np.zeros((rows, max(_LEAST[0], 1)), self.dtype.numpy)
-        given = self._declared.arrays((model, blank, dict(context)))
+        known = tree.map(
+            lambda x: np.zeros((*blank.shape, *x.shape[2:]), dtypes.dtype(x.dtype).numpy),
+            self._known,
+        )
+        given = self._declared.arrays((model, blank, known, dict(context)))
         self._declared_rows(given, rows)
         return [*given, *self.captured]
 
@@ -150,7 +165,7 @@ class Decoder:
 
 
 class Session:
-    """A text that goes on: tokens in, logits out."""
+    """A text that goes on: tokens in, with what is known of their places, logits out."""
 
     def __init__(self, of: Decoder, run: Runnable, arrays: Sequence[Array], rows: int) -> None:
         self.of = of
@@ -173,16 +188,22 @@ class Session:
             self.of._idle.append(self._run)
             self._run = None
 
-    def feed(self, tokens: Array, parents: Array | None = None) -> Array:
-        """The logits [B, N, V] of N new tokens of each row.  With `parents` [B] a row goes on from
-        the text of another row.
+    def feed(
+        self,
+        tokens: Array,
+        parents: Array | None = None,
+        known: Mapping[str, Any] | None = None,
+    ) -> Array:
+        """The logits [B, N, V] of N new tokens of each row, with what is `known` of them
+        [B, N, ...].  With `parents` [B] a row goes on from the text of another row, for which the
+        same was known.
 
         Raises DataError where the text becomes longer than the model can look at."""
         tokens = self._checked(tokens)
         run = self._running()
         count = tokens.shape[1]
+        given = [tokens, *beside.fed(known, self.of.known_types, self.rows, count)]
         self._room(run, self.start + count)
-        given = [tokens]
         if self.of.beams:
             given.append(np.arange(self.rows) if parents is None else np.asarray(parents, "i8"))
         out = run.run(given, {BATCH: self.rows, NEW: count, CAPACITY: self.capacity})
@@ -270,22 +291,31 @@ class Whole(Session):
 
     def __init__(self, of: Decoder, run: Runnable, arrays: Sequence[Array], rows: int) -> None:
         super().__init__(of, run, arrays, rows)
-        self._text = np.zeros((rows, 0), of.dtype.numpy)
+        self._fed: list[Array] = []  # tokens, and what is known of them
+        self.restart()
 
-    def feed(self, tokens: Array, parents: Array | None = None) -> Array:
+    def feed(
+        self,
+        tokens: Array,
+        parents: Array | None = None,
+        known: Mapping[str, Any] | None = None,
+    ) -> Array:
         tokens = self._checked(tokens)
-        before = self._text if parents is None else self._text[parents]
-        self._text = np.concatenate([before, tokens], axis=1)
-        self.start = self._text.shape[1]
+        given = [tokens, *beside.fed(known, self.of.known_types, self.rows, tokens.shape[1])]
+        before = [x if parents is None else x[parents] for x in self._fed]
+        self._fed = [np.concatenate(pair, axis=1) for pair in zip(before, given, strict=True)]
+        self.start += tokens.shape[1]
         arrays = list(self._arrays)
-        arrays[self.of._tokens] = self._text
+        for i, x in zip((self.of._tokens, *self.of._beside), self._fed, strict=True):
+            arrays[i] = x
         sizes = {BATCH: self.rows, TIME: self.start, **self._own_sizes()}
         out = self._running().run(arrays, sizes)[0]
         return out[:, self.start - tokens.shape[1] :]
 
     def restart(self) -> None:
         self.start = 0
-        self._text = self._text[:, :0]
+        types = [TensorType(self.of.dtype, (self.rows, 0)), *self.of.known_types]
+        self._fed = [np.zeros((self.rows, 0, *t.shape[2:]), t.dtype.numpy) for t in types]
 
 
 def _number(fill: float, type: TensorType) -> Any:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from retrograde import tree
 from retrograde.compiler.errors import DataError
 from retrograde.compiler.ir.location import where
+from retrograde.generation import known as beside
 from retrograde.generation.beam import searched
 from retrograde.generation.choosing import Sampling
 from retrograde.generation.decoder import Decoder
@@ -37,14 +38,17 @@ def generate(
     length_penalty: float = 0.6, stop: Any = (), never: Sequence[int] = (), seed: int = 0,
     keep: int | None = None, longest: int | None = None, cached: bool = True,
     call: Callable[..., Any] | None = None, backend: str = "auto", threads: int | None = None,
-    precision: str | None = None, **context: Any,
+    precision: str | None = None, known: Mapping[str, Any] | None = None, **context: Any,
 ) -> Any:  # fmt: skip
     """The tokens that follow each prompt: at most `steps`, up to a `stop` token, which is left out.
 
     `prompts`: tokens [P]; or a list of such, of any lengths; or an array [B, P], of which `lengths`
     [B] says how many count.  Returns an array of tokens for one prompt, else a list of them.
     `model(tokens, **context)` gives logits [B, T, V]; `call(model, tokens, **context)` says it
-    otherwise.  `context` has what does not grow with the text, rows first.
+    otherwise.  `context` has what does not grow with the text, rows first.  `known` has by name
+    what does and is known beforehand, such as a calendar: arrays [B, P + steps, ...] over the
+    longest prompt and the new tokens (of the last new one nothing is needed), whose place t goes
+    with the token at place t of each row.
 
     `temperature` divides the logits, 0 takes the likeliest token; `top_k`, `top_p`: see `Sampling`.
     A row draws from a stream of its own, made of `seed` and its number.  With `beams` above 1 the
@@ -55,20 +59,24 @@ def generate(
     many tokens stay in it when it is full, by default all that can.  `cached=False` computes the
     whole text at each step, which is slow, and serves every model.  Raises UnsupportedError, naming
     the line, for a model that cannot be computed step by step: one whose logits depend on later
-    tokens; DataError for empty prompts and for options out of range."""
+    tokens; DataError for empty prompts, for options out of range, and for what is known of too few
+    steps."""
     rows, single = rows_of(prompts, lengths)
     steps = _count(steps, "steps")
     beams = _count(beams, "beams", 1)
     sampling = Sampling(temperature, top_k, top_p, seed)
+    known = beside.named(known)
+    beside.check(known, len(rows), max(map(len, rows)) + max(steps - 1, 0))
     if beams > 1:
         context = {name: tree.map(_repeated(len(rows), beams), x) for name, x in context.items()}
+        known = beside.repeated(known, beams)
     decoder = decoder_for(
-        model, context, rows=len(rows) * beams, call=call, longest=longest, backend=backend,
-        threads=threads, beams=beams > 1, cached=cached, precision=precision,
+        model, context, known, rows=len(rows) * beams, call=call, longest=longest,
+        backend=backend, threads=threads, beams=beams > 1, cached=cached, precision=precision,
     )  # fmt: skip
     found: list[list[int]]
     with decoder.begin(model, len(rows) * beams, context) as session:
-        window = Window(session, keep)
+        window = Window(session, keep, known)
         if beams > 1:
             found = searched(window, rows, steps, beams, numbers(stop), never, length_penalty)
         else:
@@ -87,23 +95,30 @@ def stream(
     stop: Any = (), never: Sequence[int] = (), seed: int = 0, keep: int | None = None,
     longest: int | None = None, cached: bool = True, call: Callable[..., Any] | None = None,
     backend: str = "auto", threads: int | None = None, precision: str | None = None,
-    **context: Any,
+    known: Mapping[str, Any] | None = None, **context: Any,
 ) -> Iterator[Any]:  # fmt: skip
-    """The tokens of `generate`, each as soon as it is chosen; without `steps` there is no end.
+    """The tokens of `generate`, each as soon as it is chosen; without `steps` there is no end, or
+    where something must be `known` of every step, it ends with that.
 
     For one prompt an iterator over tokens; for several over lists with the token of each row, None
     where a row is still within its prompt or has ended."""
     rows, single = rows_of(prompts, lengths)
     count = None if steps is None else _count(steps, "steps")
     sampling = Sampling(temperature, top_k, top_p, seed)
+    known = beside.named(known)
+    longest_prompt = max(map(len, rows))
+    beside.check(known, len(rows), longest_prompt + max((count or 0) - 1, 0))
+    reach = beside.reach(known)
+    if count is None and reach is not None:
+        count = reach - longest_prompt + 1
     decoder = decoder_for(
-        model, context, rows=len(rows), call=call, longest=longest, backend=backend,
+        model, context, known, rows=len(rows), call=call, longest=longest, backend=backend,
         threads=threads, cached=cached, precision=precision,
     )  # fmt: skip
 
     def run() -> Iterator[Any]:
         with decoder.begin(model, len(rows), context) as session:
-            window = Window(session, keep)
+            window = Window(session, keep, known)
             for told in followed(window, rows, count, sampling, numbers(stop), never):
                 if not single:
                     yield told
@@ -113,18 +128,20 @@ def stream(
     return run()
 
 
-def decoder_for(model: Any, context: Mapping[str, Any], **options: Any) -> Decoder:
+def decoder_for(
+    model: Any, context: Mapping[str, Any], known: Mapping[str, Any], **options: Any
+) -> Decoder:
     """A decoder of the model, made for it now or for one like it before."""
     if not context:
         options["rows"] = None  # one program for all
-    key = _key(model, context, options)
+    key = _key(model, context, {**options, "known": beside.like(known)})
     if key is not None:
         with _lock:
             found = _kept.get(key)
             if found is not None:
                 _kept.move_to_end(key)
                 return found
-    made = Decoder(model, context, **options)
+    made = Decoder(model, context, known=known, **options)
     if key is not None and not made.captured:
         with _lock:
             _kept[key] = made
