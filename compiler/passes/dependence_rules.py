@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from retrograde.compiler.ir.graph import Graph, Node, Value
+from retrograde.compiler.passes.dependence_loops import MOVED, begun
 from retrograde.compiler.passes.guarded import Facts
 from retrograde.compiler.passes.guards import ALWAYS, INF, Guard, band
 from retrograde.compiler.passes.time_axes import (
@@ -20,7 +21,7 @@ from retrograde.compiler.passes.time_axes import (
     mentions,
 )
 
-_MOVED = frozenset({"reshape", "broadcast_to", "cast", "stop_gradient", "transpose"})
+_NEAR = 16  # places that are looked at one by one
 LENGTH = "the number of steps"  # as a source: what depends on how long the sequence is
 
 
@@ -99,38 +100,43 @@ class Rules:
     def _usual(self, node: Node) -> None:
         labels = self.axes.labels(node)
         guards = self._guards(node, labels)
-        rank = node.outputs[0].type.ndim
         for x, own, guard in zip(node.inputs, labels, guards, strict=True):
             for source, places in self.sees[x].items():
                 for axis, seen in places.items():
-                    out, now = self._placed(axis, seen, own, guard, rank, node)
+                    out, now = self._placed(x, axis, seen, own, guard, node)
                     for v in node.outputs:
                         self._see(v, source, out, now)
             for axis in self.axes.of[x]:  # what is summed over all steps tells their number
-                out, now = self._placed(axis, Seen(), own, guard, rank, node)
+                out, now = self._placed(x, axis, Seen(), own, guard, node)
                 if out is None or now.high > 0:
                     self._by_length(node)
 
     def _placed(
-        self, axis: int | None, seen: Seen, own: Labels | None, guard: Guard, rank: int, node: Node
+        self, x: Value, axis: int | None, seen: Seen, own: Labels | None, guard: Guard, node: Node
     ) -> tuple[int | None, Seen]:
         """The places seen along an axis of an operand, beside an axis of the result."""
         if axis == FIXED:
-            return FIXED, seen
+            return FIXED, replace(seen, guard=guard) if guard.never else seen
         if axis is None or own is None or axis not in own:
             return None, ANY
         within = seen.guard.moved(own).both(guard)
         label = own[axis]
+        out, times = node.outputs[0], self.axes.of[node.outputs[0]]
+        time, rank = self.axes.of[x][axis], out.type.ndim
         left = {i: i for i in range(rank)}
+        if label < rank and label in times and not time.alike(times[label]):
+            if node.op.name != "reshape":  # two ways to hold time meet
+                return None, ANY
+            return label, replace(seen, at=0 if seen.own else None, guard=ALWAYS)
         if label < rank:
             guard = within.moved(left)
-            stays = seen.at is not None and (label, *sorted((seen.at, 0))) in guard.steps
-            return label, replace(seen, at=0 if stays else seen.at, guard=guard)
+            at = 0 if _stays(seen, guard, label) else seen.at
+            return label, replace(seen, at=at, guard=guard)
         best: tuple[int | None, Seen] = (None, ANY)
         for i in range(rank):
-            if i not in self.axes.of[node.outputs[0]]:
+            if i not in times or not time.alike(times[i]):
                 continue
-            low, high = within.between(i, label)
+            low, high = time.moved(*within.between(i, label))
             equal = within.equal(i, label)
             if (low, high) == (-INF, INF) and not equal:
                 continue
@@ -235,9 +241,10 @@ class Rules:
                         self._see(out, source, FIXED, Seen(-INF, seen.high + last, None))
                         continue
                     by = known[axis]
+                    low, high = self.axes.of[x][axis].moved(by, by)
                     guard = seen.guard.moved({a: labels[a] for a in known}, known)
                     at = None if seen.at is None else seen.at + by
-                    now = Seen(seen.low + by, seen.high + by, at, guard)
+                    now = Seen(seen.low + low, seen.high + high, at, guard)
                     self._see(out, source, axis, now)
             if name == "concatenate":
                 behind = behind + x.shape[node.attrs["axis"]]  # type: ignore[operator]
@@ -267,8 +274,10 @@ class Rules:
             for source, places in self.sees[x].items():
                 for axis, seen in places.items():
                     if axis == run:
-                        low, high = (seen.low, INF) if reverse else (-INF, seen.high)
-                        seen = Seen(low, high, None)
+                        before, behind = self.axes.of[x][run].moved(-INF, 0)
+                        if reverse:
+                            before, behind = -behind, -before
+                        seen = Seen(seen.low + before, seen.high + behind, None)
                     elif axis not in (None, FIXED):
                         seen = replace(seen, guard=ALWAYS)
                     self._see(node.output, source, axis, seen)
@@ -293,14 +302,18 @@ class Rules:
                         if not n <= i < m or axis != 0 or j < n:
                             self._see(v, source, None, ANY)
                             continue
-                        low, high = (seen.low, INF) if reverse else (-INF, seen.high)
+                        before, behind = self.axes.of[x][0].moved(-INF, 0)
+                        if reverse:
+                            before, behind = -behind, -before
+                        low, high = seen.low + before, seen.high + behind
                         own = 0 if resets and seen.own else None
                         self._see(v, source, 0, Seen(low, high, own))
         return None
 
     def _resets(self, node: Node) -> bool:
-        """Whether all carries begin anew where the segment is another than the step before: each
-        is read only where a slice says that it is not."""
+        """Whether all carries begin anew where the segment is another than the step before: what
+        they hold reaches a result only where a slice says that it is not.  Rows that have ended may
+        hand their carry on, which no result shows and no later step takes up."""
         body: Graph = node.attrs["body"]
         n, m = node.attrs["carries"], node.attrs["carries"] + node.attrs["slices"]
         step = (0, 0.0, 1.0) if node.attrs["reverse"] else (0, -1.0, 0.0)
@@ -309,26 +322,39 @@ class Rules:
             for known, place in ((self.facts.true, 1), (self.facts.false, 2)):
                 if step in known.get(x, ALWAYS).steps:
                     branch[v] = place
-        users, makers = body.users(), body.producers()
+        live = self._ends_once(node)
+        ways = (True,) if live is None else (True, False)
+        return all(begun(body, n, branch, live, alive) for alive in ways)
 
-        def flag(v: Value) -> int | None:
-            while v in makers and makers[v].op.name in _MOVED:
-                v = makers[v].inputs[0]
-            return branch.get(v)
+    def _ends_once(self, node: Node) -> Value | None:
+        """The input of a loop's body that says which rows have the step, where that is those whose
+        number is below one of the row's own: a row that has ended stays so."""
+        at, makers = node.attrs.get("live"), self.graph.producers()
+        if at is None:
+            return None
+        at += node.attrs["carries"]
+        made = makers.get(node.inputs[at])
+        while made is not None and made.op.name in MOVED:
+            made = makers.get(made.inputs[0])
+        if made is None or made.op.name != "less":
+            return None
+        place, end = made.inputs
+        affine = self.facts.affine.get(place)
+        rises = affine is not None and list(affine.factors.values()) == [1]
+        if not rises or self._timed(end) or self.sees[end]:
+            return None
+        body: Graph = node.attrs["body"]
+        return body.inputs[at]
 
-        work = list(body.inputs[:n])
-        while work:
-            v = work.pop()
-            if v in body.outputs:
-                return False
-            for user in users.get(v, ()):
-                if user.op.name in _MOVED:
-                    work.append(user.output)
-                    continue
-                places = [i for i, x in enumerate(user.inputs) if x is v]
-                if user.op.name != "select" or places != [flag(user.inputs[0])]:
-                    return False
-        return True
+
+def _stays(seen: Seen, guard: Guard, axis: int) -> bool:
+    """Whether the guard says that the places which are seen are of the element's own segment."""
+    if seen.at is not None:
+        return (axis, *sorted((seen.at, 0))) in guard.steps
+    if seen.high - seen.low > _NEAR:
+        return False
+    places = range(int(seen.low), int(seen.high) + 1)
+    return all(not p or (axis, *sorted((p, 0))) in guard.steps for p in places)
 
 
 def _is_first(node: Node, axis: int) -> bool:

@@ -130,6 +130,21 @@ class Facts:
                 {a: labels[i] for a, i in old_move.axes.items() if i in labels},
                 {a: old_move.shift.get(a, 0) + shift.get(i, 0) for a, i in old_move.axes.items()},
             )
+        elif node.op.name == "reshape":
+            self._stretched(node, x, out)
+
+    def _stretched(self, node: Node, x: Value, out: Value) -> None:
+        """Segments whose steps are each there several times, one behind the other."""
+        old = self.moved.get(x)
+        if old is None or old.root is not self.segments or any(old.shift.values()):
+            return
+        labels, axes = _reshaped(x, out), dict[int, int]()
+        for a, i in old.axes.items():
+            k = labels.get(i, self.axes.along(node, i))
+            if k is None:
+                return
+            axes[a] = k
+        self.moved[out] = Moved(old.root, axes)
 
     def _whole(self, x: Value, labels: Labels) -> bool:
         """Whether every axis of x that has a size goes along."""

@@ -8,6 +8,7 @@ the inputs; what cuts or joins time otherwise is in `strange`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,9 @@ _LAST_AXIS = frozenset({"layer_norm", "rms_norm", "row_dot", "top_k", "token_nll
 _ONE_AXIS = frozenset({"softmax", "log_softmax", "sort", "argsort", "argmax", "argmin"})
 RUNNING = frozenset({"cumsum", "cumprod", "cummax", "cummin", "linear_recurrence"})
 _IN_PLACE = frozenset({"slice", "pad", "flip", "set_slice", "concatenate"})
+# Several places a step may be side by side or far apart; beside an operand that is held the other
+# way nothing is said of them.
+_NEW_AXES = frozenset({"iota", "broadcast_to"})
 KEYS = 4  # the label of the keys of tiled attention, whose results have up to 4 axes
 UNROLLED = 64  # the most turns of a loop that are written out
 
@@ -43,6 +47,21 @@ class TimeAxis:
     def plain(self) -> bool:
         """Whether it is time and nothing else."""
         return dims.same(self.outer, 1) and dims.same(self.inner, 1)
+
+    def alike(self, other: TimeAxis) -> bool:
+        """Whether both have time among the same factors."""
+        return dims.same(self.outer, other.outer) and dims.same(self.inner, other.inner)
+
+    def moved(self, low: float, high: float) -> tuple[float, float]:
+        """By how many steps an index can be off that is off by low to high."""
+        if not low and not high:
+            return low, high
+        if not dims.same(self.outer, 1):  # the last step stands before the first of the next row
+            return -math.inf, math.inf
+        if not isinstance(self.inner, int):
+            return (-math.inf if low < 0 else 0), (math.inf if high > 0 else 0)
+        floor = low if math.isinf(low) else low // self.inner
+        return floor, high if math.isinf(high) else -(-high // self.inner)
 
     def sized(self, steps: Dim) -> Dim:
         """Its size where there are so many steps."""
@@ -160,8 +179,12 @@ class TimeAxes:
                 continue
             known = self._inherited(node, labels, axis, d)
             if known is None and (node is None or node.op.name != "reshape"):
-                extra = d - dims.dim(self.name, self.symbol.min, self.symbol.max)
+                time = dims.dim(self.name, self.symbol.min, self.symbol.max)
+                extra = d - time
                 known = TimeAxis(extra) if isinstance(extra, int) else None
+                if known is None and node is not None and node.op.name in _NEW_AXES:
+                    times = dims.divide_exact(d, time)
+                    known = TimeAxis(inner=times) if isinstance(times, int) else None
             if known is None:
                 self.strange.setdefault(v, node)
             else:
@@ -224,6 +247,10 @@ class TimeAxes:
                 yield {a: a for a in range(x.type.ndim)}
         elif name in _LAST_AXIS or name in _ONE_AXIS or "axes" in attrs or name == "row_dot":
             yield from _reduced_labels(node)
+
+    def along(self, node: Node, axis: int) -> int | None:
+        """Where a reshape leaves a time axis of its operand, perhaps among other factors."""
+        return self._reshaped(node, axis)[0]
 
     def _reshaped(self, node: Node, axis: int) -> tuple[int | None, TimeAxis | None]:
         """Where a reshape leaves a time axis of its operand."""
