@@ -4,7 +4,7 @@
 embedding of characters has, that saves most of the product.  So do its gradients: the rows are
 added up first, and what is left is a product with the table's rows.
 
-    dot(gather(E, i), W)               ->  gather(dot(E, W), i)
+    dot(gather(E, i), W)               ->  gather(dot(E, W), i), of rows in 16 bits as well
     scatter_add(0, dot(G, W), i)       ->  dot(scatter_add(0, G, i), W)
     dot(gather(E, i), G) over the i    ->  dot(E, scatter_add(0, G, i))
     sum(G) over the i                  ->  sum(scatter_add(0, G, i)), where that is there anyhow
@@ -15,11 +15,12 @@ Invariant: same values up to the order of summation; the indices are checked as 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.builder import Builder, required
-from retrograde.compiler.ir.expr import Expr, zeros
+from retrograde.compiler.ir.dtypes import DType
+from retrograde.compiler.ir.expr import Expr, cast, zeros
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import lookup
 from retrograde.compiler.passes.scan_sink import is_zero
@@ -83,7 +84,7 @@ class TableProducts:
         if node.op.name != "dot_general" or node.attrs["batch"] != ((), ()):
             return None
         for side in (0, 1):
-            rows = rows_of(node.inputs[side], makers)
+            rows = rows_of(node.inputs[side], makers, narrow=True)
             if rows is not None and self._smaller(rows):
                 found = _product(node, side, rows, builder)
                 if found is not None:
@@ -124,12 +125,13 @@ class TableProducts:
 @dataclass(frozen=True)
 class Rows:
     """Rows of a two-dimensional table, taken along its first axis; `perm` is the order in which
-    the axes of the indices stand."""
+    the axes of the indices stand, `narrow` the 16-bit type that they are rounded to."""
 
     table: Value
     indices: Value
     perm: tuple[int, ...] | None
     wrap: bool
+    narrow: DType | None = None
 
     def at(self, builder: Builder) -> Expr:
         """The indices in the order in which the rows stand."""
@@ -158,12 +160,14 @@ def _product(node: Node, side: int, rows: Rows, builder: Builder) -> Expr | None
     mine, theirs = node.attrs["contract"][side], node.attrs["contract"][1 - side]
     other = Expr(node.inputs[1 - side], builder)
     table = Expr(rows.table, builder)
+    if rows.narrow is not None:
+        table = cast(table, rows.narrow)
     rank = rows.indices.type.ndim
     if side == 0 and mine == (rank,):
         product = _dot(table, other, ((1,), theirs))
         out: Expr = lookup("gather")(product, rows.at(builder), axes=(0,), wrap=rows.wrap)
         return out
-    if _over_rows(node, side, rows):
+    if rows.narrow is None and _over_rows(node, side, rows):  # in 16 bits sums lose too much
         total = rows.added(other)
         return _dot(total, table, ((0,), (0,))) if side else _dot(table, total, ((0,), (0,)))
     return None
@@ -195,17 +199,21 @@ def _dot(a: Expr, b: Expr, contract: tuple[tuple[int, ...], tuple[int, ...]]) ->
     return out
 
 
-def rows_of(v: Value, makers: Mapping[Value, Node]) -> Rows | None:
-    """What `v` takes from a table, also where its leading axes changed places."""
+def rows_of(v: Value, makers: Mapping[Value, Node], narrow: bool = False) -> Rows | None:
+    """What `v` takes from a table, also where its leading axes changed places, with `narrow` also
+    where it was rounded to 16 bits."""
     node = makers.get(v)
     if node is None:
         return None
+    if node.op.name == "cast" and narrow and v.dtype.is_float and v.dtype.bytes == 2:
+        inner = rows_of(node.inputs[0], makers)
+        return None if inner is None else replace(inner, narrow=v.dtype)
     if node.op.name == "transpose":
         perm = node.attrs["perm"]
-        inner = rows_of(node.inputs[0], makers)
+        inner = rows_of(node.inputs[0], makers, narrow)
         if inner is None or inner.perm is not None or perm[-1] != len(perm) - 1:
             return None
-        return Rows(inner.table, inner.indices, perm[:-1], inner.wrap)
+        return replace(inner, perm=perm[:-1])
     if node.op.name != "gather" or node.attrs["axes"] != (0,) or len(node.inputs) != 2:
         return None
     table, indices = node.inputs

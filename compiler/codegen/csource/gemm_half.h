@@ -51,15 +51,19 @@
         enum { NR = RG_NR_f32, ROWS = RG_GEMM_HALF_ROWS, WIDTH = RG_GEMM_HALF_PANELS * NR };       \
         f32 left[ROWS * RG_GEMM_K], sums[ROWS * WIDTH];                                            \
         const i64 block = rg_gemm_block(k), end = rg_min(n, panel_hi * NR);                        \
-        for (i64 r = row_lo; r < row_hi; r += ROWS) {                                              \
-            const i64 m = rg_min(ROWS, row_hi - r);                                                \
+        const i64 parts = (row_hi - row_lo + ROWS - 1) / ROWS;                                     \
+        const i64 some = parts ? (row_hi - row_lo + parts - 1) / parts : 1;                        \
+        for (i64 r = row_lo; r < row_hi; r += some) {                                              \
+            const i64 m = rg_min(some, row_hi - r);                                                \
+            int turned = 0;                                                                        \
             for (i64 j = panel_lo * NR; j < end; j += WIDTH) {                                     \
                 const i64 w = rg_min(WIDTH, end - j);                                              \
                 i64 k0 = 0;                                                                        \
                 do {                                                                               \
                     const i64 d = rg_min(block, k - k0);                                           \
                     const u16 *from = a + r * sm + k0 * sk;                                        \
-                    const int turned = rg_gemm_wide_##T(left, from, m, d, sm, sk);                 \
+                    if (j == panel_lo * NR || d < k) /* else it is there */                        \
+                        turned = rg_gemm_wide_##T(left, from, m, d, sm, sk);                       \
                     const f32 *panel = panels + j * k + k0 * NR;                                   \
                     rg_gemm_core_f32(sums, WIDTH, left, turned ? 1 : d, turned ? m : 1, panel, NR, \
                                      NR * k, m, w, d, w % NR, 0, k0 > 0);                          \

@@ -110,3 +110,27 @@ def test_indices_are_checked_as_before() -> None:
 
 def test_golden(golden: Callable[[str, str], None]) -> None:
     golden("passes/tables.ir", rewritten(prepared(plain)).text() + "\n")
+
+
+@pytest.mark.parametrize("fn", [plain, turned])
+def test_rows_in_16_bits_are_multiplied_as_a_table_too(fn: Any) -> None:
+    """The way forward, to the bit; what is added up by rows stays as it was."""
+    specs = [rg.spec("f32", *s.shape) for s in SPECS[:2]]
+
+    class Rows:
+        def __init__(self, table: Any) -> None:
+            self.table = table
+
+        def __getitem__(self, ids: Any) -> Any:
+            return rnp.astype(self.table[ids], "bf16")
+
+    graph = rg.trace(
+        lambda table, w, ids: fn(Rows(table), rnp.astype(w, "bf16"), ids), *specs, SPECS[2]
+    )
+    graph = DCE()(CSE()(Simplify()(Expand()(graph))))
+    made = rewritten(graph)
+    (product,) = [n for n in made.nodes if n.op.name == "dot_general" and n.output.type.ndim == 2]
+    assert product.output.shape == (V, K) and product.output.dtype.name == "bf16"
+    arrays = [x.astype("f4") if x.dtype == "f8" else x for x in data(6, 7)]
+    for a, b in zip(evaluate(made, arrays, SIZES), evaluate(graph, arrays, SIZES), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
