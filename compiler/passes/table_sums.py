@@ -9,7 +9,9 @@ same in all of them, so that their gradients have the same bits.
     scatter_add(0, dot(G[t], W), i)   ->  dot(S, W)     where the loop has S anyhow
     sum of all rows of G[t]           ->  sum(S)        where it has
 
-Invariant: same values up to the order of summation; the indices are checked as before.
+In 16 bits all that is added up here is added up in f32, and multiplied in f32: a product of sums is
+not rounded before them.  Invariant: same values up to the order of summation; the indices are
+checked as before.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from retrograde.compiler.ir.builder import Builder, new_value
-from retrograde.compiler.ir.expr import Expr, zeros
+from retrograde.compiler.ir.dtypes import DType, f32
+from retrograde.compiler.ir.expr import Expr, cast, zeros
 from retrograde.compiler.ir.graph import Graph, Node, TensorType, Value
 from retrograde.compiler.ir.registry import lookup
 from retrograde.compiler.passes.dce import DCE
@@ -85,12 +88,12 @@ def _parts(node: Node, makers: Mapping[Value, Node]) -> Iterator[tuple[int, _Par
         carry, add = body.inputs[i], inner.get(body.outputs[i])
         if add is None or add.op.name != "add" or users.get(carry) != [add]:
             continue
-        dot = next((inner.get(v) for v in add.inputs if v is not carry), None)
+        dot = next((_made(v, carry, inner) for v in add.inputs if v is not carry), None)
         if dot is None or dot.op.name != "dot_general" or dot.attrs["batch"] != ((), ()):
             continue
         for side in (0, 1):
             x, g = dot.inputs[side], dot.inputs[1 - side]
-            rows = rows_of(outer[x], makers) if x in outer else None
+            rows = rows_of(outer[x], makers, narrow=True) if x in outer else None
             every = tuple(range(x.type.ndim - 1))
             if rows is None or dot.attrs["contract"] != (every, every):
                 continue
@@ -107,12 +110,26 @@ def _totals(node: Node) -> Iterator[tuple[int, Value]]:
         add = inner.get(body.outputs[i])
         if add is None or add.op.name != "add" or users.get(carry) != [add]:
             continue
-        total = next((inner.get(v) for v in add.inputs if v is not carry), None)
+        total = next((_made(v, carry, inner) for v in add.inputs if v is not carry), None)
         if total is None or total.op.name != "sum" or total.attrs["keepdims"]:
             continue
         g = total.inputs[0]
-        if total.attrs["axes"] == tuple(range(g.type.ndim - 1)) and g.dtype is carry.dtype:
+        if total.attrs["axes"] == tuple(range(g.type.ndim - 1)) and total.output.dtype is g.dtype:
             yield i, g
+
+
+def _wide(dtype: DType) -> DType:
+    return f32 if dtype.bytes == 2 else dtype
+
+
+def _made(v: Value, carry: Value, makers: Mapping[Value, Node]) -> Node | None:
+    """What makes a value that is added to a carry, in the type of that or in 16 bits."""
+    node = makers.get(v)
+    if node is None or node.op.name != "cast":
+        return node
+    x = node.inputs[0]
+    halves = x.dtype.is_float and x.dtype.bytes == 2 and carry.dtype is f32
+    return makers.get(x) if halves else node
 
 
 def _scatters(graph: Graph) -> dict[Value, _Scatter]:
@@ -130,6 +147,16 @@ def _scatters(graph: Graph) -> dict[Value, _Scatter]:
                 continue
             perm = tuple(order.index(i) for i in range(len(order) - 1))
             updates = made.inputs[0]
+            made = makers.get(updates)
+        if made is not None and made.op.name == "cast" and node.output.dtype is f32:
+            updates = made.inputs[0]
+            inner = makers.get(updates)
+            if perm is None and inner is not None and inner.op.name == "transpose":
+                order = inner.attrs["perm"]
+                if order[-1] != len(order) - 1:
+                    continue
+                perm = tuple(order.index(i) for i in range(len(order) - 1))
+                updates = inner.inputs[0]
         if is_zero(into, makers):
             found[updates] = _Scatter(node, indices, perm)
     return found
@@ -154,7 +181,7 @@ def _emit(
     known: dict[Value, Value] = {}
     shapes = {
         (part.rows.indices, part.g): TensorType(
-            part.g.dtype, (part.rows.table.shape[0], part.g.shape[-1])
+            _wide(part.g.dtype), (part.rows.table.shape[0], part.g.shape[-1])
         )
         for part in found.values()
     }
@@ -183,7 +210,7 @@ def _emit(
             wraps = {(p.rows.indices, p.g): p.rows.wrap for p in found.values()}
             for (at, g), total in zip(shapes, carried, strict=True):
                 one = lookup("scatter_add")(
-                    zeros(total.type), Expr(known.get(g, g), inner), places[at],
+                    zeros(total.type), cast(Expr(known.get(g, g), inner), total.dtype), places[at],
                     axes=(0,), wrap=wraps[at, g],
                 )  # fmt: skip
                 added.append((total + one).value)
@@ -213,6 +240,8 @@ def _emit(
         for i, part in found.items():
             total = Expr(sums[part.rows.indices, part.g], builder)
             table = Expr(part.rows.table, builder)
+            if part.rows.narrow is not None:  # as it is multiplied forward
+                table = cast(cast(table, part.rows.narrow), total.dtype)
             pair = (total, table) if part.side else (table, total)
             renamed[node.outputs[i]] = dot(*pair, contract=((0,), (0,)), batch=((), ())).value
         for i, part in summed.items():
@@ -223,13 +252,16 @@ def _emit(
             if scatter is None or product is None or product.op.name != "dot_general":
                 continue
             g, w = product.inputs
-            if (scatter.indices, g) not in sums or w not in fixed or w.type.ndim != 2:
+            rounds = made.get(w)
+            read = rounds.inputs[0] if rounds is not None and rounds.op.name == "cast" else w
+            if (scatter.indices, g) not in sums or read not in fixed or w.type.ndim != 2:
                 continue
             (mine, theirs), batch = product.attrs["contract"], product.attrs["batch"]
             rows = next(p.rows for p in found.values() if p.rows.indices is scatter.indices)
             if mine != (g.type.ndim - 1,) or batch != ((), ()) or rows.perm != scatter.perm:
                 continue
             total = Expr(sums[scatter.indices, g], builder)
-            weight = Expr(renamed.get(fixed[w], fixed[w]), builder)
+            weight = Expr(renamed.get(fixed[read], fixed[read]), builder)
+            weight = cast(cast(weight, w.dtype), total.dtype)
             table_sum = dot(total, weight, contract=((1,), theirs), batch=((), ()))
             renamed[scatter.node.output] = table_sum.value
