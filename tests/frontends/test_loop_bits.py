@@ -30,6 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "two layers, dropout": {"cell": "lstm", "layers": 2, "dropout": 0.2, "vocab": 97},
     "ragged": {"cell": "lstm", "ragged": True},
     "truncated": {"cell": "gru", "truncate": 8},
+    "16 bits": {"cell": "gru", "precision": "bf16"},
 }
 
 
@@ -40,11 +41,13 @@ def loss(model: Any, tokens: Any, targets: Any, lengths: Any = None) -> Any:
 def step_of(name: str, backend: str, budget: int | None) -> Any:
     options = dict(MODELS[name])
     ragged, truncate = options.pop("ragged", False), options.pop("truncate", None)
+    precision = options.pop("precision", None)
     model = rg.models.RNNLM(**{"vocab": V, "width": 12, "layers": 1, "seed": 1, **options})
     specs = {"tokens": IDS, "targets": IDS, **({"lengths": rg.spec("i32", "B")} if ragged else {})}
-    cut = {} if truncate is None else {"truncate": truncate}
+    cut: dict[str, Any] = {} if truncate is None else {"truncate": truncate}
     return rg.compile_training(
-        loss, model, rg.optim.SGD(0.1), specs, at=AT, backend=backend, budget=budget, **cut
+        loss, model, rg.optim.SGD(0.1), specs, at=AT, backend=backend, budget=budget,
+        precision=precision, **cut,
     )  # fmt: skip
 
 
