@@ -176,8 +176,17 @@ def plan(recipe: str, **options: Any) -> None:
 @click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="Certify at this size: B=2.")
 @click.option("--directions", default=2, show_default=True, help="For gradients, at random.")
 @click.option("--seed", "draws", default=0, show_default=True, help="Of numbers and directions.")
+@click.option(
+    "--claims",
+    multiple=True,
+    metavar="NAME,…",
+    help="What has to hold of the model: causality, segment isolation.",
+)
 def certify(recipe: str, **options: Any) -> None:
-    """Compare the training step of RECIPE with what was traced."""
+    """Compare the training step of RECIPE with what was traced.
+
+    The exit status is 1 where something is at fault, a claim that does not hold included.
+    """
     from retrograde.cli.explanation import show_certificate
 
     if not show_certificate(recipe, **options):

@@ -33,12 +33,13 @@ def show_report(
 
 def show_certificate(
     recipe: str, *, pairs: tuple[str, ...], config: str | None, data: str | None,
-    sizes: tuple[str, ...], directions: int, draws: int,
+    sizes: tuple[str, ...], directions: int, draws: int, claims: tuple[str, ...],
 ) -> bool:  # fmt: skip
     """Prints the certificate; whether it is ok."""
+    claimed = [name.strip() for text in claims for name in text.split(",")]
     step = _compiled(recipe, pairs, config, data)
     at = [_sizes(sizes)] if sizes else None
-    found = step.certify(sizes=at, directions=directions, seed=draws)
+    found = step.certify(sizes=at, directions=directions, seed=draws, claims=claimed)
     click.echo(str(found))
     return bool(found.ok)
 
