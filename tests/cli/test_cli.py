@@ -6,10 +6,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,27 +126,6 @@ def test_a_foreign_folder_is_left_alone(train: Run, here: Path) -> None:
     before = contents(here)
     assert "holds no checkpoint" in train("--checkpoint", "papers", "--overwrite", code=2).output
     assert contents(here) == before
-
-
-def test_ctrl_c_leaves_a_checkpoint_to_resume(text: Path, here: Path) -> None:
-    sizes = ["batch=3", "length=8", "width=8", "layers=1", "heads=2"]
-    command = [
-        sys.executable, "-c", "from retrograde.cli import main; main()", "train", "char-gpt",
-        "--data", str(text), "--steps", "1000000", "--no-progress",
-        *(part for pair in sizes for part in ("--set", pair)),
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    log = here / "runs/char-gpt-1/metrics.jsonl"
-    for _ in range(600):
-        if log.exists() and log.read_text().count("\n") > 5:
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"Interrupted after step" in error and b"Traceback" not in error
-    tensors, _ = checkpoint.load(here / "runs/char-gpt-1")
-    assert tensors["step"] > 5
 
 
 # --- how it refuses

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +14,7 @@ import pytest
 from retrograde.cli.memory import measure
 from retrograde.cli.recipes import RECIPES, compiled_step
 from retrograde.cli.settings import resolve
-from retrograde.runtime.training import checkpoint as checkpoints
-from retrograde.runtime.training.loop import train
-from tests.recipes.small import TINY, pairs, settings
+from tests.recipes.small import TINY, pairs
 
 EVERY = list(TINY)
 STEPS = 40
@@ -77,33 +74,6 @@ def test_half_of_the_memory_is_enough_and_the_plan_is_what_is_taken(name: str) -
         assert found.arena == found.planned
     one, other = whole(**batch), half(**batch)
     np.testing.assert_allclose(float(one["loss"]), float(other["loss"]), rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_a_run_that_is_interrupted_anywhere_ends_the_same(name: str, here: Path) -> None:
-    steps = 12
-    values = settings(name, steps=steps, ema=0.9, seed=5)
-
-    def part(folder: str, until: int, resume: bool = False) -> None:
-        training = RECIPES[name].build(values)
-        step = compiled_step(training, values)
-        train(
-            step, training.batches, steps=until, checkpoint=here / folder, resume=resume,
-            validate=lambda: training.validate(step.averaged), validate_every=5, progress=False,
-        )  # fmt: skip
-
-    part("whole", steps)
-    whole, _ = checkpoints.load(here / "whole")
-    numbers = random.Random(name)
-    for k in range(2):
-        cuts = sorted(numbers.sample(range(1, steps), 2))
-        part(f"cut-{k}", cuts[0])
-        part(f"cut-{k}", cuts[1], resume=True)
-        part(f"cut-{k}", steps, resume=True)
-        again, _ = checkpoints.load(here / f"cut-{k}")
-        assert whole.keys() == again.keys()
-        for key, value in whole.items():
-            assert np.array_equal(value, again[key], equal_nan=True), (cuts, key)
 
 
 @pytest.mark.parametrize("name", EVERY)
