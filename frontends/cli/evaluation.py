@@ -61,7 +61,7 @@ def evaluate(checkpoint: str | None) -> None:
     """Prints the figures of a model beside those of its baselines."""
     path, recipe, saved = _restored(checkpoint, "evaluate")
     found = recipe.evaluate(saved)
-    click.echo(f"{recipe.name}, {found.part} part\n{found.table()}")
+    click.echo(f"{recipe.name}, {found.part}\n{found.table()}")
     if found.text:
         click.echo(f"\n{found.text}")
     kept = {"recipe": recipe.name, "part": found.part, "figures": dict(found.figures),

@@ -3,7 +3,7 @@
 A causal network reads at each step the return that is to come, the state, and the action before;
 it learns which action was taken there (Chen et al., "Decision Transformer", 2021).  Asked for more
 than most episodes reached, it does what the best of them did.  Invariant: an action depends on
-what came before it alone, and every episode is acted on in an environment that training never saw.
+what came before it alone, and every episode that is acted in has a start that was not logged.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from retrograde import nn
 from retrograde.cli.recipe import Settings, Training, settings_of
 from retrograde.cli.settings import Setting
 from retrograde.compiler.errors import DataError
-from retrograde.recipes import pictures, task
+from retrograde.recipes import carts, pictures, task
 from retrograde.recipes.tagging import within
 from retrograde.recipes.task import Array, Evaluation, Saved, Task, Totals
 from retrograde.runtime.data.padded import Padded
 from retrograde.runtime.data.sets import cartpole as data_set
 
 EPISODES = 50
+_SHOWN = 10  # episodes of a prediction
 _START = 2  # the action before the first one
 _SEED = 1000  # of the episodes that are acted in
 _TARGETS = (50.0, 100.0, 200.0, 300.0, 500.0)
@@ -195,17 +196,18 @@ class CartPole(Task):
         target = saved.settings["target"]
         asked = np.array(sorted({*_TARGETS, target}))
         logged = np.array(saved.noted["returns"])
+        policy = policy_of(saved, EPISODES)
         rng = np.random.Generator(np.random.Philox(0))
         chance = played(lambda _, count: rng.integers(0, 2, count), EPISODES)
         reached = {
-            "the likelier action": np.array([acted(saved, t).mean() for t in asked]),
-            "drawn actions": np.array([acted(saved, t, draw=True).mean() for t in asked]),
+            "the likelier action": np.array([acted(saved, policy, t).mean() for t in asked]),
+            "drawn actions": np.array([acted(saved, policy, t, draw=True).mean() for t in asked]),
         }
         return Evaluation(
-            f"{EPISODES} new episodes",
-            _returns(acted(saved, target)),
+            f"{EPISODES} new episodes in {carts.place()}",
+            _returns(acted(saved, policy, target)),
             {
-                "drawn actions": _returns(acted(saved, target, draw=True)),
+                "drawn actions": _returns(acted(saved, policy, target, draw=True)),
                 "logged": _returns(logged),
                 "by chance": _returns(chance),
             },
@@ -224,15 +226,20 @@ class CartPole(Task):
 
     def predict(self, saved: Saved, inputs: Sequence[str]) -> Iterable[str]:
         """Inputs are returns to ask for; each in ten episodes of drawn actions."""
-        for text in inputs:
-            try:
-                target = float(text)
-            except ValueError:
-                raise DataError(f"{text!r}: give a return to ask for, a number") from None
-            returns = acted(saved, target, 10, draw=True)
+        targets = [_number(text) for text in inputs]
+        policy = policy_of(saved, _SHOWN)
+        for text, target in zip(inputs, targets, strict=True):
+            returns = acted(saved, policy, target, _SHOWN, draw=True)
             yield (
                 f"{text}: " + " ".join(f"{r:.0f}" for r in returns) + f", mean {returns.mean():.1f}"
             )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise DataError(f"{text!r}: give a return to ask for, a number") from None
 
 
 def specs_of(context: int) -> dict[str, Any]:
@@ -247,23 +254,30 @@ def specs_of(context: int) -> dict[str, Any]:
     }
 
 
-def acted(saved: Saved, target: float, episodes: int | None = None, draw: bool = False) -> Array:
+def policy_of(saved: Saved, episodes: int) -> Any:
+    """The compiled policy: `policy(model, seen)` -> logits of the next action, [episodes, 2]."""
+    context = saved.settings["context"]
+    specs = specs_of(context)
+    del specs["actions"], specs["lengths"]
+    return rg.compile(
+        lambda model, seen: model(seen["to_go"], seen["states"], seen["before"])[:, -1],
+        saved.model.eval(),
+        specs,
+        at={"B": episodes, **({"T": context} if context > 1 else {})},
+        backend=saved.settings["backend"],
+    )
+
+
+def acted(
+    saved: Saved, policy: Any, target: float, episodes: int | None = None, draw: bool = False
+) -> Array:
     """The returns of episodes in which the policy acts, asked for `target`.
 
     It takes the likelier action, or draws one by the chances that it gives to both."""
     episodes = EPISODES if episodes is None else episodes
     context = saved.settings["context"]
-    specs = specs_of(context)
-    del specs["actions"], specs["lengths"]
     model = saved.model.eval()
     rng = np.random.Generator(np.random.Philox(1))
-    policy = rg.compile(
-        lambda model, seen: model(seen["to_go"], seen["states"], seen["before"])[:, -1],
-        model,
-        specs,
-        at={"B": episodes, **({"T": context} if context > 1 else {})},
-        backend=saved.settings["backend"],
-    )
     states: list[Array] = []
     before = [np.full(episodes, _START, np.int32)]
 
@@ -288,14 +302,14 @@ def acted(saved: Saved, target: float, episodes: int | None = None, draw: bool =
 
 def played(act: Any, episodes: int) -> Array:
     """The returns of `episodes` episodes at once; `act(observations [n, 4], n)` gives actions."""
-    carts = [data_set.CartPole() for _ in range(episodes)]
-    seen = np.stack([cart.reset(_SEED, k) for k, cart in enumerate(carts)])
+    every = [carts.make() for _ in range(episodes)]
+    seen = np.stack([cart.reset(_SEED, k) for k, cart in enumerate(every)])
     returns = np.zeros(episodes)
     going = np.ones(episodes, bool)
     while going.any():
         actions = act(seen.copy(), episodes)
         for k in np.flatnonzero(going):
-            seen[k], reward, over = carts[k].step(int(actions[k]))
+            seen[k], reward, over = every[k].step(int(actions[k]))
             returns[k] += reward
             going[k] = not over
     return returns
