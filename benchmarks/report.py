@@ -24,9 +24,11 @@ def table(result: Result) -> Table:
     workload = result.workload
     made = Table(title=f"{workload.name}: {workload.problem}", caption=workload.note or None)
     made.add_column("contender")
+    rows = getattr(workload.problem, "rows", 0)
     own = [name for name in workload.own if name in result.timings]
-    for heading in ("ms", "best", *(f"/ {name}" for name in own), "% limit", "% copy", "planned",
-                    "allocated", "measured", "cold s", "warm s"):  # fmt: skip
+    headings = ["ms", "best", *(f"/ {name}" for name in own), "% limit", "% copy", "planned",
+                "allocated", "measured", "cold s", "warm s"]  # fmt: skip
+    for heading in (*headings, *(["rows / s"] if rows else [])):
         made.add_column(heading, justify="right")
     for name, timing in result.timings.items():
         figures = row(result, name)
@@ -40,6 +42,7 @@ def table(result: Result) -> Table:
             *(_number(figures[key], "{:.1f}", MIB) for key in
               ("planned_bytes", "allocated_bytes", "measured_bytes")),
             *(_number(figures[key], "{:.2f}") for key in ("cold_seconds", "warm_seconds")),
+            *([f"{figures['rows_per_second']:.0f}"] if rows else []),
         )  # fmt: skip
     return made
 
@@ -47,6 +50,7 @@ def table(result: Result) -> Table:
 def row(result: Result, name: str) -> dict[str, Any]:
     """The figures of one contender."""
     timing, memory = result.timings[name], result.memories.get(name)
+    rows = getattr(result.workload.problem, "rows", 0)  # examples a step, of a recipe
     limit = name in (FMA, COPY)
     ours = [mine for mine in result.workload.own if mine in result.timings and mine != name]
     built = result.built[name]
@@ -66,6 +70,7 @@ def row(result: Result, name: str) -> dict[str, Any]:
         "cold_seconds": result.cold_seconds.get(name, built.compile_seconds if compiles else None),
         "warm_seconds": built.compile_seconds if name in result.cold_seconds else None,
         "disturbed": timing.disturbed,
+        "rows_per_second": rows / timing.median if rows else None,
     }
 
 

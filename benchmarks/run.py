@@ -70,13 +70,23 @@ class Result:
 
 
 def run(workload: Workload, settings: Settings, say: Callable[[str], None]) -> Result:
-    """Measures a workload; `say` is told of what is left out at once."""
+    """Measures a workload; `say` is told of what is left out at once.
+
+    A problem with `prepared` is asked to read its data first; where it cannot, nothing is measured.
+    """
     result = Result(workload)
 
     def skip(reason: str) -> None:
         result.skipped.append(reason)
         say(f"  left out: {reason}")
 
+    if hasattr(workload.problem, "prepared"):
+        try:
+            workload = replace(workload, problem=workload.problem.prepared())
+        except Exception as error:  # data may be missing in many ways
+            skip(f"{workload.name}, because {error}")
+            return result
+        result.workload = workload
     with tempfile.TemporaryDirectory(prefix="retrograde-bench-") as folder:
         entries = _entries(workload, settings, folder, skip)
         for entry in entries:
@@ -106,6 +116,7 @@ def _entries(
 ) -> list[Entry]:
     """The contenders whose library is there, and the limits that they are held against."""
     entries = []
+    tiny = workload.problem.tiny()
     for name, peer in workload.contenders.items():
         python = settings.jax_python if peer.library == "jax" else sys.executable
         if not importable(peer.library, python):
@@ -114,7 +125,7 @@ def _entries(
         if peer.compiles and settings.quick:
             skip(f"{name}, because it takes long to compile and this is a quick run")
             continue
-        entries.append(_entry(name, peer, workload, settings, python, f"{folder}/{name}"))
+        entries.append(_entry(name, peer, workload, tiny, settings, python, f"{folder}/{name}"))
     for name, factory, problem in (
         (FMA, "benchmarks.calibration:multiply_adds", MultiplyAdds()),
         (COPY, "benchmarks.calibration:copy", Copy(workload.footprint)),
@@ -125,13 +136,19 @@ def _entries(
 
 
 def _entry(
-    name: str, peer: Peer, workload: Workload, settings: Settings, python: str, folder: str
+    name: str,
+    peer: Peer,
+    workload: Workload,
+    tiny: object,
+    settings: Settings,
+    python: str,
+    folder: str,
 ) -> Entry:
     options = dict(peer.options)
     if name in workload.own:
         options["backend"] = settings.backend
     return Entry(
-        name, peer.factory, (workload.problem,), (workload.problem.tiny(),), options,
+        name, peer.factory, (workload.problem,), (tiny,), options,
         settings.threads, python,
         {"RETROGRADE_CACHE_DIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder},
     )  # fmt: skip

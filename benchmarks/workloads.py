@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import pkgutil
+
 from benchmarks.kernels import AttentionProblem, GemmProblem, HeadProblem, KernelProblem, RowProblem
+from benchmarks.peers import recipes
 from benchmarks.problem import GPTProblem, GRUProblem, LSTMProblem, RaggedProblem
+from benchmarks.recipe_problem import RecipeProblem
 from benchmarks.workload import OWN, Peer, Target, Workload, faster
 
 TABLES = f"{OWN}-tables"  # with the rewrite of products with the rows of an embedding table
 REWRITTEN = "retrograde leaves products with embedding rows as written; retrograde-tables does not"
+
+PASSES = "a step is one pass over the batches; what is compared is a pass without dropout"
 
 
 def _gpt(name: str, problem: GPTProblem, *targets: Target) -> Workload:
@@ -69,6 +75,19 @@ def _kernel(name: str, problem: KernelProblem, *targets: Target, jax: bool = Tru
 def _attention(length: int, *targets: Target) -> Workload:
     # The score matrix of JAX has 1 GiB at 8192 steps, several times over.
     return _kernel(f"attention-{length}", AttentionProblem(length), *targets, jax=length <= 4096)
+
+
+def _recipes() -> tuple[Workload, ...]:
+    """The recipes that have a peer."""
+    files = pkgutil.iter_modules(recipes.__path__)
+    found = sorted(file.name.replace("_", "-") for file in files)
+    contenders = {
+        OWN: Peer("retrograde", "benchmarks.retrograde_recipe:contender"),
+        "torch": Peer("torch", "benchmarks.peers.torch_recipe:contender"),
+    }
+    return tuple(
+        Workload(f"recipe-{name}", RecipeProblem(name), contenders, note=PASSES) for name in found
+    )
 
 
 ROWS = (Target("of its bandwidth", OWN, "copy", 0.75, 0.9),)
@@ -133,4 +152,5 @@ WORKLOADS: tuple[Workload, ...] = (
         _kernel(f"{p.kind}-{p.rows}x{p.inner}x{p.columns}".replace("_transposed", "-t"), p)
         for p in SHAPES
     ),
+    *_recipes(),
 )  # fmt: skip

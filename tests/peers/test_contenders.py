@@ -12,6 +12,7 @@ pytest.importorskip("torch", reason="torch is not installed (make peers)")
 
 from benchmarks.contender import Built, Entry  # after torch is known to be there
 from benchmarks.inside import start
+from benchmarks.recipe_problem import RecipeProblem
 from benchmarks.run import relative_error
 from benchmarks.workload import Workload
 from benchmarks.workloads import TABLES, WORKLOADS
@@ -28,8 +29,13 @@ SMALL: dict[str, dict[str, int]] = {
     "HeadProblem": {"tokens": 9, "width": 6, "vocab": 41},
     "GemmProblem": {"rows": 9, "inner": 7, "columns": 5},
 }
-# One of each kind: sizes are replaced, so the others would be the same again.
-KINDS = {(type(w.problem).__name__, getattr(w.problem, "kind", "")): w for w in reversed(WORKLOADS)}
+# One of each kind: sizes are replaced, so the others would be the same again.  The recipes, which
+# need data, are in tests/recipes.
+KINDS = {
+    (type(w.problem).__name__, getattr(w.problem, "kind", "")): w
+    for w in reversed(WORKLOADS)
+    if not isinstance(w.problem, RecipeProblem)
+}
 
 
 def built(workload: Workload, name: str, threads: int = 1) -> Built:
