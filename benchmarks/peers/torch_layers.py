@@ -54,7 +54,7 @@ def recurrent(
     first = weights[f"{name}.forward.0.cell.weight_input"]
     made = make(
         first.shape[0], first.shape[1] // gates, layers, batch_first=True, bidirectional=both,
-        dropout=dropout,
+        dropout=dropout if layers > 1 else 0.0,  # between the layers
     )  # fmt: skip
     own = dict(made.named_parameters())
     for way, suffix in ways.items():

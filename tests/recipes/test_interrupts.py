@@ -25,13 +25,13 @@ from retrograde.cli.user_file import UserFile
 from retrograde.runtime.training import checkpoint as checkpoints
 from retrograde.runtime.training.loop import train
 from retrograde.runtime.training.watch import Watch
-from tests.recipes.small import TEXT, anything
+from tests.recipes.smallest import TEXT, TEXT_FILE, anything
 
 STEPS, POINTS = 16, 6
 FILE = "sampled.py"  # a file of the user's
 # What each run has beside dropout, shuffled batches and averaged weights.
 WITH: dict[str, dict[str, Any]] = {
-    "char-gpt": {"precision": "f16", "accumulate": 2, "heads": 2, "layers": 1},
+    "char-gpt": {"precision": "f16", "accumulate": 2},
     "char-lstm": {"accumulate": 2, "cell": "gru"},
     "weather": {"accumulate": 4, "batch": 8},
     "python-tags": {"precision": "bf16"},
@@ -178,7 +178,7 @@ def first_state(step: Any) -> Any:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_run_that_is_interrupted_anywhere_ends_the_same(name: str, here: Path) -> None:
-    (here / "text.txt").write_text(TEXT)
+    (here / TEXT_FILE).write_text(TEXT)
     (here / FILE).write_text(SAMPLED)
     case = Case(name)
     training = case.build()

@@ -19,7 +19,7 @@ from benchmarks.workloads import WORKLOADS
 from retrograde.cli.recipes import RECIPES
 from retrograde.compiler.errors import DataError
 from retrograde.runtime.data.sets import weather
-from tests.recipes.small import TEXT, anything
+from tests.recipes.smallest import TEXT, TEXT_FILE, anything
 
 EVERY = {w.problem.recipe: w for w in WORKLOADS if w.name.startswith("recipe-")}
 
@@ -36,7 +36,7 @@ def small(workload: Workload) -> Any:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_first_steps_agree(name: str, here: Path) -> None:
-    (here / "text.txt").write_text(TEXT)
+    (here / TEXT_FILE).write_text(TEXT)
     workload = EVERY[name]
     problem = small(workload)
     numbers = {}
