@@ -30,10 +30,10 @@ from retrograde.eager_mode import EagerBuilder, EagerTracer, array_of
 from retrograde.tracer import Tracer
 from retrograde.unrolled import WatchingBuilder
 
-# The user's line is the innermost one outside of the front end's own machinery.  Layers, losses
-# and models that ship with it are written as users write theirs, and show their own lines.
+# The user's line is the innermost one outside of the front end's own machinery.  Layers, losses,
+# models and recipes that ship with it are written as users write theirs, and show their own lines.
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_OWN_CODE = {"losses.py", "nn", "models"}
+_OWN_CODE = {"losses.py", "nn", "models", "recipes"}
 for _name in sorted(os.listdir(_HERE)):
     if _name not in _OWN_CODE:
         skip_frames_under(os.path.join(_HERE, _name))

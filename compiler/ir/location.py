@@ -1,7 +1,7 @@
 """Where a node came from: the user's file and line, and the module scope being traced.
 
 Input: the Python stack at trace time; invariant: a `Loc` never points inside Retrograde itself,
-except for models that ship with it (`retrograde.models`, `retrograde.nn`), whose callers are users.
+except for models that ship with it (`retrograde.models`, `nn`, `recipes`), whose callers are users.
 """
 
 from __future__ import annotations

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from retrograde.runtime.data.sets import python_tokens
+from tests.recipes.small import python_lines
+
 MODEL = '''
 import numpy as np
 import retrograde as rg
@@ -84,3 +87,16 @@ def test_what_cannot_be_claimed_is_refused(
     base = ["certify", "char-gpt", "--data", text, *small, "--claims"]
     assert "there is no claim 'honesty'" in run(*base, "honesty", code=2).stderr
     assert "no input called segments" in run(*base, "segment isolation", code=2).stderr
+
+
+def test_a_recipe_tells_its_own_lines(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tagger reads both ways, so it sees what comes later."""
+    monkeypatch.setenv("RETROGRADE_BACKEND", "numpy")
+    monkeypatch.setattr(python_tokens, "load", lambda files: python_lines())
+    small = [part for pair in ("width=4", "longest=6", "batch=4") for part in ("--set", pair)]
+    at = ["--size", "B=2", "--size", "T=3", "--directions", 1]
+    out = run("certify", "python-tags", *small, *at, "--claims", "causality", code=1).output
+    found = re.search(r"at fault: causality: tagging\.py:\d+ @ rnn\.backward\.0: .*\((.*)\)", out)
+    assert found is not None and "tagging.py" in found[1].split(" -> ")[-1]
