@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 Arrays = dict[str, npt.NDArray[Any]]
-TINY = {"width": 4, "heads": 2, "layers": 1, "batch": 2, "steps": 4, "warmup": 1}
+TINY = {
+    "width": 4, "heads": 2, "layers": 1, "batch": 2, "merges": 20, "steps": 4, "warmup": 1
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
