@@ -35,6 +35,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs are kept for tests that need one, by the names of their recipes."""
+    return Path(tmp_path_factory.mktemp("runs"))
+
+
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data sets that need no network, and few of those that are at hand."""
