@@ -123,7 +123,7 @@ class CharText(ABC):
             at=sizes,
             batches=windows,
             clip_norm=settings["clip_norm"],
-            validate=Validation(loss, lambda: kept, specs, sizes),
+            validate=Validation(loss, lambda: kept, specs, sizes, settings["backend"]),
             sample=lambda model: sample(model, vocabulary, settings["seed"]),
             meta={"vocabulary": vocabulary.to_json()},
         )

@@ -88,18 +88,22 @@ class Validation:
         batches: Callable[[], Iterable[Batch]],
         specs: Mapping[str, Any],
         at: Mapping[str, int],
+        backend: str = "auto",
     ) -> None:
         self._loss = loss
         self._batches = batches
         self._specs = dict(specs)
         self._at = dict(at)
+        self._backend = backend
         self._compiled: Any = None
 
     def __call__(self, model: Any) -> Mapping[str, float]:
         """`{"loss": …}` of the model with dropout off."""
         model = model.eval()
         if self._compiled is None:
-            self._compiled = rg.compile(self._terms, model, self._specs, at=self._at)
+            self._compiled = rg.compile(
+                self._terms, model, self._specs, at=self._at, backend=self._backend
+            )
         totals: list[list[float]] = []
         for batch in self._batches():
             terms = self._compiled(model, dict(batch))

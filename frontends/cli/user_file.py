@@ -108,7 +108,8 @@ class UserFile:
         validation = getattr(module, "validation", None)
         validate = None
         if validation is not None:
-            validate = Validation(module.loss, _maker(validation, settings), specs, at)
+            made = _maker(validation, settings)
+            validate = Validation(module.loss, made, specs, at, settings["backend"])
         return Training(
             model=_made(module.model, settings),
             loss=module.loss,

@@ -16,8 +16,8 @@ class Text(nn.Module):
 
     def __init__(self, weights: Weights, settings: Mapping[str, Any]) -> None:
         super().__init__()
-        if settings["dropout"] or settings["tied"]:
-            raise ValueError("the peer has neither dropout nor a tied head")
+        if settings["dropout"]:
+            raise ValueError("the peer has no dropout")
         vocab, width = weights["token_embedding.weight"].shape
         self.gpt = torch_gpt.build(
             vocab=vocab,
@@ -25,6 +25,7 @@ class Text(nn.Module):
             layers=settings["layers"],
             heads=settings["heads"],
             context=settings["length"],
+            tied=settings["tied"],
             weights=torch_gpt.as_torch(weights),
         )
         weights.clear()
