@@ -24,6 +24,7 @@ from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.collection import paused_collection
 from retrograde.compiler.ir.dims import Dim
 from retrograde.compiler.ir.graph import Graph
+from retrograde.compiler.ir.headroom import with_headroom
 from retrograde.compiler.ir.verify import verify
 from retrograde.compiler.ops.region import graph_cost
 from retrograde.compiler.ops.segments import segment_count
@@ -236,7 +237,9 @@ def compile_graph(
     the same; DataError for decisions that are none.  `expect` is told the C files of the program as
     soon as they are known, some of them before the others."""
     with paused_collection():
-        return _compile(graph, options, {d.recipe: d for d in decided}, expect)
+        known = {d.recipe: d for d in decided}
+        made: CompiledGraph = with_headroom(_compile, graph, options, known, expect)
+        return made
 
 
 def _compile(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from retrograde.compiler.errors import BudgetError, ShapeError
 from retrograde.compiler.ir import dims
 from retrograde.compiler.ir.collection import paused_collection
+from retrograde.compiler.ir.headroom import with_headroom
 from retrograde.compiler.ir.location import where
 from retrograde.compiler.plan.bounds import PeakForm
 from retrograde.compiler.plan.choice import Choice, choose, frontier
@@ -23,7 +24,7 @@ from retrograde.compiler.plan.specs import BufferSpec, Port
 
 __all__ = [
     "BufferSpec", "Choice", "KernelFile", "MemoryPlan", "Peak", "PlacedBuffer", "Port", "Program",
-    "Recipe", "paused_collection",
+    "Recipe", "paused_collection", "with_headroom",
 ]  # fmt: skip
 
 _KEPT = 256  # sizes whose choice is remembered

@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 
 from retrograde.compiler.errors import DataError, ShapeError
-from retrograde.compiler.program import MemoryPlan, Peak, Program, paused_collection
+from retrograde.compiler.program import (
+    MemoryPlan,
+    Peak,
+    Program,
+    paused_collection,
+    with_headroom,
+)
 from retrograde.runtime import red_zones
 from retrograde.runtime.host_memory import give_back
 from retrograde.runtime.protocol import Bound, Device, HostArray
@@ -89,7 +95,7 @@ class Executable:
             raise ShapeError(f"{self.program.name} takes {len(self._given)} arrays: {len(arrays)}")
         with self._lock:
             with paused_collection():  # what is bound stays
-                bound = self._bind(sizes)
+                bound = with_headroom(self._bind, sizes)
             if self.poison:
                 transient = bound.height - bound.state_bytes
                 self._arena.fill(bound.state_bytes, transient)
@@ -144,7 +150,7 @@ class Executable:
 
         Raises what that run would raise about the sizes."""
         with self._lock, paused_collection():
-            self._bind(sizes)
+            with_headroom(self._bind, sizes)
 
     def plan(self, sizes: Mapping[str, int]) -> MemoryPlan:
         """The memory plan at `sizes`."""
