@@ -3,9 +3,9 @@
 CPython keeps the frames of a thread in chunks of 16 KiB (`push_chunk` in its Python/pystate.c).
 Where a frame is the last that fits into one, each call from it maps a chunk and each return unmaps
 it: some 6 us a call, by which a loop over thousands of small calls takes several times as long, at
-some depths of the stack and not at others.  A frame that is larger than a chunk gets one of its own,
-of twice the size: the frames of what it calls follow in there.  Invariant: the result, and what is
-raised, are those of the function.
+some depths of the stack and not at others.  A frame that is larger than a chunk gets one of its
+own, of twice the size: the frames of what it calls follow in there.  Invariant: the result, and
+what is raised, are those of the function.
 """
 
 from __future__ import annotations
