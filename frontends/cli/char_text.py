@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +22,14 @@ from retrograde.cli.recipe import Batch, Settings, Training, Validation, setting
 from retrograde.cli.sampling import Tokens
 from retrograde.cli.settings import Setting
 from retrograde.compiler.errors import CheckpointError, DataError
-from retrograde.recipes.task import Evaluation, Saved, run_settings, with_tensors
+from retrograde.recipes.task import Evaluation, Saved, outputs, run_settings, with_tensors
 from retrograde.runtime.data import batches, text
 from retrograde.runtime.data.text import Vocabulary
 
 SAMPLE_TOKENS = 300
 _PROMPT = "def "
+# Of a model that goes on from its own tokens: how many windows, what is seen of each, and steps.
+_WINDOWS, _LOOK_BACK, _STEPS = 64, 128, 16
 
 _SHAPE = (
     Setting("data", None, str, "a text file; Python's standard library", optional=True),
@@ -162,13 +164,41 @@ class CharText(ABC):
         content = sampling.content(vocabulary, parts.test, targets)
         characters = _characters(content)
         per = (characters / targets.size, len(content) / targets.size)
+        found = self._going_on(saved.model, settings, kept)
         return Evaluation(
             "test",
-            _likelihood(nats, *per),
+            {**_likelihood(nats, *per), **found},
             {"by frequency": _likelihood(usual, *per)},
             text=f"{targets.size} tokens, of {per[0]:.4f} characters and {per[1]:.4f} bytes each, "
-            f"in windows of {length}",
+            f"in windows of {length}; right: of the likeliest tokens at the end of some windows, "
+            "taught where every token before is the true one, on its own where it is the model's",
         )
+
+    def _going_on(self, model: Any, settings: Settings, kept: Sequence[Batch]) -> dict[str, float]:
+        """The share of the last tokens of windows that the model finds, both ways."""
+        rows = [(batch, row) for batch in kept for row in range(len(batch["tokens"]))]
+        rows = rows[:: -(-len(rows) // _WINDOWS)]  # of all parts of the text
+        tokens, targets = (
+            np.stack([batch[name][row, -_LOOK_BACK:] for batch, row in rows])
+            for name in ("tokens", "targets")
+        )
+        length = tokens.shape[1]
+        steps = min(_STEPS, length // 2)
+        if not steps:
+            return {}
+        specs, sizes = self._declared(settings, length)
+        called = outputs(
+            lambda model, tokens: model(tokens), model, [{"tokens": tokens}],
+            {"tokens": specs["tokens"]}, {**sizes, "B": len(tokens)},
+        )  # fmt: skip
+        ((_, logits),) = called
+        taught = np.argmax(np.asarray(logits)[:, -steps:], -1)
+        prompts = tokens[:, : length - steps + 1]
+        own = np.stack(rg.generate(model.eval(), prompts, steps, temperature=0.0))
+        return {
+            "tokens right, taught": float(np.mean(taught == targets[:, -steps:])),
+            "tokens right, on its own": float(np.mean(own == targets[:, -steps:])),
+        }
 
     def from_checkpoint(
         self, tensors: Mapping[str, npt.NDArray[Any]], run: Mapping[str, Any]

@@ -203,9 +203,14 @@ class CartPole(Task):
             "the likelier action": np.array([acted(saved, policy, t).mean() for t in asked]),
             "drawn actions": np.array([acted(saved, policy, t, draw=True).mean() for t in asked]),
         }
+        said = self.build(saved.settings).validate
+        assert said is not None
         return Evaluation(
             f"{EPISODES} new episodes in {carts.place()}",
-            _returns(acted(saved, policy, target)),
+            {
+                **_returns(acted(saved, policy, target)),
+                "logged actions said, taught": said(saved.model)["accuracy"],
+            },
             {
                 "drawn actions": _returns(acted(saved, policy, target, draw=True)),
                 "logged": _returns(logged),
@@ -217,7 +222,8 @@ class CartPole(Task):
                     "return that is asked for", "mean return", f"{EPISODES} episodes each",
                 )
             },
-            "\n".join(
+            "taught: in logged episodes of the validation part, whose actions before are known\n"
+            + "\n".join(
                 f"{how}, asked for: "
                 + ", ".join(f"{t:.0f} -> {mean:.0f}" for t, mean in zip(asked, means, strict=True))
                 for how, means in reached.items()

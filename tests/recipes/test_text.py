@@ -73,7 +73,26 @@ def test_it_learns_and_its_figures_are_those_of_the_test_text(
     assert figures["nats a character"] == pytest.approx(total / characters, rel=2e-3)
     bits = total / np.log(2) / len(content)
     assert figures["bits a byte"] == pytest.approx(bits, rel=1e-5)
+    check_going_on(model.eval(), tokens, length, figures)
     assert figures["perplexity"] == pytest.approx(np.exp(total / told.size), rel=1e-4)
+
+
+def check_going_on(
+    model: Any, tokens: npt.NDArray[Any], length: int, figures: dict[str, float]
+) -> None:
+    """The last tokens of windows, one by one from the whole of what is before."""
+    starts = range(0, tokens.size - length, length)
+    starts = starts[:: -(-len(starts) // 64)]
+    windows = np.stack([tokens[k : k + length + 1] for k in starts])[:, -129:]
+    steps = min(16, (windows.shape[1] - 1) // 2)
+    truth = windows[:, -steps:]
+    taught = np.argmax(np.asarray(model(windows[:, :-1])), -1)[:, -steps:]
+    seen = windows[:, :-steps]
+    for _ in range(steps):
+        likely = np.argmax(np.asarray(model(seen))[:, -1], -1)
+        seen = np.concatenate([seen, likely[:, None].astype(seen.dtype)], axis=1)
+    assert figures["tokens right, taught"] == pytest.approx(np.mean(taught == truth))
+    assert figures["tokens right, on its own"] == pytest.approx(np.mean(seen[:, -steps:] == truth))
 
 
 def test_byte_pairs_are_kept_in_the_checkpoint_and_write_any_text(
