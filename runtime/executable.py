@@ -95,7 +95,7 @@ class Executable:
             raise ShapeError(f"{self.program.name} takes {len(self._given)} arrays: {len(arrays)}")
         with self._lock:
             with paused_collection():  # what is bound stays
-                bound = with_headroom(self._bind, sizes)
+                bound = self._bind(sizes)
             if self.poison:
                 transient = bound.height - bound.state_bytes
                 self._arena.fill(bound.state_bytes, transient)
@@ -150,7 +150,7 @@ class Executable:
 
         Raises what that run would raise about the sizes."""
         with self._lock, paused_collection():
-            with_headroom(self._bind, sizes)
+            self._bind(sizes)
 
     def plan(self, sizes: Mapping[str, int]) -> MemoryPlan:
         """The memory plan at `sizes`."""
@@ -173,6 +173,10 @@ class Executable:
         if found is not None:
             self._bound.move_to_end(key)
             return found
+        made: _Bound = with_headroom(self._bind_anew, key, sizes)
+        return made
+
+    def _bind_anew(self, key: tuple[int, ...], sizes: Mapping[str, int]) -> _Bound:
         self._check_state(sizes)
         choice = self.program.choose(sizes)
         recipe = choice.recipe
